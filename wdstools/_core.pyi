@@ -1,0 +1,52 @@
+from collections.abc import Callable, Iterable, Iterator
+from os import PathLike
+from typing import Any, Protocol, TypeAlias
+
+class Readable(Protocol):
+    def readinto(self, buffer: memoryview, /) -> int | None: ...
+
+Source: TypeAlias = int | Readable
+Columns: TypeAlias = dict[str, Any]
+
+BLOCK_BYTES: int
+
+def scan(source: Source, url: str) -> Columns: ...
+def split_name(name: str, /) -> tuple[str, str] | None: ...
+def hash_key(data: bytes, /) -> int: ...
+def format_header(name: bytes, nbytes: int, mtime: int, /) -> bytes: ...
+
+class Stream(Iterator[dict[str, Any]]):
+    def __new__(
+        cls,
+        source: Source,
+        url: str,
+        local_path: str | None = None,
+        *,
+        fields: Iterable[str] | None = None,
+        views: bool = False,
+        select: Callable[[str], object] | None = None,
+        rename: Callable[[str], str] | None = None,
+        head: bytes = b"",
+        block_bytes: int = ...,
+    ) -> Stream: ...
+    def __next__(self) -> dict[str, Any]: ...
+    def close(self) -> None: ...
+
+class Walker(Iterator[tuple[str, str, str, int, int, int, int]]):
+    def __new__(cls, source: Source, url: str) -> Walker: ...
+    def __next__(self) -> tuple[str, str, str, int, int, int, int]: ...
+
+class SampleReader:
+    def __new__(cls, fields: Iterable[str] | None = None, views: bool = False) -> SampleReader: ...
+    def read(
+        self, fd: int, start: int, end: int, key: str | None, url: str, local_path: str | None, /
+    ) -> dict[str, Any]: ...
+
+class Writer:
+    nbytes: int
+    nsamples: int
+    def __new__(cls, fd: int, mtime: int) -> Writer: ...
+    def write(
+        self, key: str, fields: dict[str, bytes | memoryview | tuple[str | PathLike[str], int]], /
+    ) -> int: ...
+    def finish(self) -> Columns: ...

@@ -1,0 +1,159 @@
+"""Values -> bytes of a field, chosen by the field's name, as webdataset's writer does (writer.py, 1.0.2)."""
+
+from __future__ import annotations
+
+import gzip
+import importlib
+import io
+import json
+import pickle
+import struct
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from wdstools.errors import EncodeError
+
+Encoder = Callable[[Any], bytes]
+
+_TENBIN_MAGIC = b"~TenBin~"
+_TENBIN_TYPES = "f2 f4 f8 i1 i2 i4 i8 u1 u2 u4 u8".split()
+_IMAGE_FORMATS = {
+    "jpg": "JPEG", "jpeg": "JPEG", "img": "PPM", "image": "PPM", "png": "PNG",
+    "pbm": "PPM", "pgm": "PPM", "ppm": "PPM", "tiff": "TIFF", "tif": "TIFF",
+}  # fmt: skip
+
+
+def encode(value: Any, field: str, *, allow_pickle: bool = False, encoders: Mapping[str, Encoder] | None = None) -> bytes:
+    """Return the bytes of a field.
+
+    bytes-like values and str (as UTF-8) are taken as they are; others go by the last part of the field's name:
+    cls cls2 class count index inx id -> decimal text; txt text transcript html htm -> UTF-8; json jsn; npy; npz;
+    ten tenbin tb; mp msgpack msg (needs msgpack); cbor (needs cbor2 or cbor); jpg jpeg img image png pbm pgm ppm tiff
+    tif (needs pillow; an image, or an array of uint8 or of floats in [0, 1]); pyd pickle pth only with allow_pickle.
+    A `.gz` behind the name compresses. `encoders` adds to these or replaces them.
+
+    Raises EncodeError for a value without an encoder, or one that its encoder refuses.
+    """
+    name, compress = (field[:-3], True) if field.endswith(".gz") else (field, False)
+    kind = name.rpartition(".")[2].lower()
+    if isinstance(value, str):
+        data = value.encode("utf-8")
+    elif isinstance(value, bytes):
+        data = value
+    elif isinstance(value, bytearray | memoryview):
+        data = bytes(value)
+    else:
+        data = _by_kind(value, field, kind, allow_pickle, encoders or {})
+    return gzip.compress(data, mtime=0) if compress else data
+
+
+def _by_kind(value: Any, field: str, kind: str, allow_pickle: bool, encoders: Mapping[str, Encoder]) -> bytes:
+    encoder = encoders.get(kind) or (_PICKLES.get(kind) if allow_pickle else None) or _ENCODERS.get(kind)
+    if encoder is None:
+        hint = " (a pickle: pass allow_pickle=True to write it)" if kind in _PICKLES else ""
+        raise EncodeError(f"field {field!r}: no encoder for {kind!r} and a {type(value).__name__}{hint}")
+    try:
+        return encoder(value)
+    except (TypeError, ValueError, AttributeError, OSError, ImportError) as error:
+        raise EncodeError(f"field {field!r}: cannot encode a {type(value).__name__}: {error}") from error
+
+
+def _text(value: Any) -> bytes:
+    raise TypeError("wants a str")
+
+
+def _number(value: Any) -> bytes:
+    return str(value).encode("ascii")
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value).encode("utf-8")
+
+
+def _npy(value: Any) -> bytes:
+    stream = io.BytesIO()
+    np.lib.format.write_array(stream, np.asanyarray(value), allow_pickle=False)
+    return stream.getvalue()
+
+
+def _npz(value: Mapping[str, Any]) -> bytes:
+    stream = io.BytesIO()
+    np.savez_compressed(stream, allow_pickle=False, **dict(value))
+    return stream.getvalue()
+
+
+def _tenbin_chunk(data: bytes) -> bytes:
+    return _TENBIN_MAGIC + struct.pack("@q", len(data)) + data + bytes(-len(data) % 64)
+
+
+def _tenbin(value: Any) -> bytes:
+    """Chunks of (magic, length, data padded to 64); an array is a chunk of int64 (dtype, name, rank, shape) and one of
+    its data. Source: webdataset, tenbin.py."""
+    chunks = []
+    for item in value if isinstance(value, list) else [value]:
+        array = np.ascontiguousarray(item)
+        kind = f"{array.dtype.kind}{array.dtype.itemsize}"
+        if kind not in _TENBIN_TYPES or array.ndim >= 10:
+            raise ValueError(f"tenbin has no {array.dtype} array of rank {array.ndim}")
+        header = struct.pack("@8s8sq", kind.encode("ascii"), b"", np.ndim(item)) + struct.pack(
+            f"@{np.ndim(item)}q", *np.shape(item)
+        )
+        chunks += [_tenbin_chunk(header), _tenbin_chunk(array.tobytes())]
+    return b"".join(chunks)
+
+
+def _msgpack(value: Any) -> bytes:
+    return bytes(importlib.import_module("msgpack").packb(value))
+
+
+def _cbor(value: Any) -> bytes:
+    try:
+        module = importlib.import_module("cbor2")
+    except ImportError:
+        module = importlib.import_module("cbor")
+    return bytes(module.dumps(value))
+
+
+def _image(kind: str) -> Encoder:
+    def encoder(value: Any) -> bytes:
+        from PIL import Image
+
+        image = value if isinstance(value, Image.Image) else Image.fromarray(_pixels(np.asarray(value)))
+        options = {"quality": 100} if kind in ("jpg", "jpeg") else {}
+        stream = io.BytesIO()
+        image.save(stream, format=_IMAGE_FORMATS[kind], **options)
+        return stream.getvalue()
+
+    return encoder
+
+
+def _pixels(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    if array.dtype.kind == "f":
+        if array.size and (array.min() <= -0.001 or array.max() >= 1.001):
+            raise ValueError(f"float pixels must lie in [0, 1], not [{array.min()}, {array.max()}]")
+        array = (np.clip(array, 0.0, 1.0) * 255.0).astype(np.uint8)
+    if array.dtype != np.uint8 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3)):
+        raise ValueError(f"an image is uint8 or float of shape (h, w), (h, w, 1) or (h, w, 3), not {array.dtype} {array.shape}")
+    return array[:, :, 0] if array.ndim == 3 and array.shape[2] == 1 else array
+
+
+def _torch_save(value: Any) -> bytes:
+    stream = io.BytesIO()
+    importlib.import_module("torch").save(value, stream)
+    return stream.getvalue()
+
+
+_PICKLES: dict[str, Encoder] = {"pyd": pickle.dumps, "pickle": pickle.dumps, "pth": _torch_save}
+_ENCODERS: dict[str, Encoder] = {
+    **dict.fromkeys("cls cls2 class count index inx id".split(), _number),
+    **dict.fromkeys("txt text transcript html htm".split(), _text),
+    **dict.fromkeys("json jsn".split(), _json),
+    **dict.fromkeys("ten tenbin tb".split(), _tenbin),
+    **dict.fromkeys("mp msgpack msg".split(), _msgpack),
+    **{kind: _image(kind) for kind in _IMAGE_FORMATS},
+    "npy": _npy,
+    "npz": _npz,
+    "cbor": _cbor,
+}

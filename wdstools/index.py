@@ -1,0 +1,297 @@
+"""The index of a set of shards: an Arrow table, one row a sample, memory-mapped. Reading, look-up, queries, saving.
+
+File format, version 1: an Arrow IPC file, uncompressed, whose batches have these columns (docs/index-format.md):
+
+    key     utf8 (large_utf8 past 2 GiB of keys)
+    shard   uint32         row of the shard table
+    start   uint64         byte range of the sample in its shard, end exclusive: from the first header (with its PAX and
+    end     uint64         long name blocks) to the end of the last padded member
+    fields  list<struct<ext: dictionary<int32, utf8>, header: uint64, offset: uint64, nbytes: uint64>>
+    ...     any other      columns lifted from fields
+    _hash   uint64         XXH64 of every key, sorted over the whole file, and
+    _row    uint64         the row that it belongs to
+
+and whose schema metadata has `wds.version` = "1" and `wds.shards`, JSON: {"url": [...], "nbytes": [...], ...}.
+"""
+
+from __future__ import annotations
+
+import bisect
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from wdstools import urls
+from wdstools.errors import IndexFileError, NotFoundError, QueryError
+from wdstools.samples import hash_key
+
+VERSION = "1"
+SUFFIX = ".wdsindex"
+BATCH_ROWS = 1 << 24
+FIELD_TYPE = pa.struct(
+    [
+        ("ext", pa.dictionary(pa.int32(), pa.utf8())),
+        ("header", pa.uint64()),
+        ("offset", pa.uint64()),
+        ("nbytes", pa.uint64()),
+    ]
+)
+CORE = ("key", "shard", "start", "end", "fields")
+HIDDEN = ("_hash", "_row")
+
+
+@dataclass
+class Shards:
+    """The shard table, by columns: url, nbytes, mtime in ns since 1970 (0: unknown), number of samples and members."""
+
+    url: list[str] = field(default_factory=list)
+    nbytes: list[int] = field(default_factory=list)
+    mtime: list[int] = field(default_factory=list)
+    nsamples: list[int] = field(default_factory=list)
+    nmembers: list[int] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.url)
+
+    def extend(self, other: Shards) -> None:
+        for column in fields(self):
+            getattr(self, column.name).extend(getattr(other, column.name))
+
+    def to_json(self, base: str) -> str:
+        columns = {column.name: getattr(self, column.name) for column in fields(self)}
+        return json.dumps(columns | {"url": [urls.relative(_absolute(url), base) for url in self.url]}, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str | bytes, base: str) -> Shards:
+        """Raises ValueError or KeyError where the text is not a shard table."""
+        raw = json.loads(text)
+        columns = {column.name: list(raw[column.name]) for column in fields(cls)}
+        if len({len(column) for column in columns.values()}) != 1:
+            raise ValueError("shard table with columns of different lengths")
+        if not all(type(value) is int and value >= 0 for name in columns for value in columns[name] if name != "url"):
+            raise ValueError("shard table with a count that is not a number")
+        columns["url"] = [_resolve(url, base) for url in columns["url"]]
+        return cls(**columns)
+
+
+def _absolute(url: str) -> str:
+    return url if urls.is_absolute(url) else os.path.abspath(url)
+
+
+def _resolve(url: str, base: str) -> str:
+    return url if urls.is_absolute(url) else urls.join(base, url)
+
+
+class Field(NamedTuple):
+    """Where one payload lies in its shard: [offset, offset + nbytes); `header`: its final 512-byte header."""
+
+    ext: str
+    header: int
+    offset: int
+    nbytes: int
+
+
+class _Batch:
+    """Direct access to the numbers of one record batch; every offset is checked before it is used."""
+
+    def __init__(self, batch: pa.RecordBatch) -> None:
+        self.nrows = batch.num_rows
+        self.shard = _numbers(batch.column("shard"), "I")
+        self.start = _numbers(batch.column("start"), "Q")
+        self.end = _numbers(batch.column("end"), "Q")
+        self.hash = _numbers(batch.column("_hash"), "Q")
+        self.row = _numbers(batch.column("_row"), "Q")
+        key = batch.column("key")
+        _, offsets, data = key.buffers()
+        wide = key.type == pa.large_utf8()
+        self.key_ends = memoryview(offsets).cast("q" if wide else "i")[key.offset :] if self.nrows else memoryview(b"")
+        self.key_data = memoryview(data) if data is not None else memoryview(b"")
+
+    def key(self, i: int) -> str:
+        a, b = self.key_ends[i], self.key_ends[i + 1]
+        if not 0 <= a <= b <= len(self.key_data):
+            raise IndexFileError(f"row {i}: key outside of the file")
+        return str(self.key_data[a:b], "utf-8", "surrogateescape")
+
+
+def _numbers(column: pa.Array, code: str) -> memoryview:
+    buffer = column.buffers()[1]
+    numbers = memoryview(buffer if buffer is not None else b"").cast(code)
+    return numbers[column.offset : column.offset + len(column)]
+
+
+class Index:
+    """An index, in memory or mapped from a file. Rows are samples, from 0, in the order of the shards.
+
+    `table`: the Arrow table; `shards`: the shard table; `path`: the file, or None.
+    """
+
+    def __init__(self, table: pa.Table, shards: Shards, path: str | None = None) -> None:
+        self.table, self.shards, self.path = table, shards, path
+        batches = [_Batch(batch) for batch in table.to_batches() if batch.num_rows]
+        self._batches = batches
+        self._first = [0]
+        for batch in batches:
+            self._first.append(self._first[-1] + batch.nrows)
+        self._validated = False
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Index:
+        """Map an index file. Raises NotFoundError, IndexFileError."""
+        path = os.path.abspath(path)
+        try:
+            with pa.memory_map(path) as mapped, pa.ipc.open_file(mapped) as reader:
+                table = reader.read_all()
+        except FileNotFoundError as error:
+            raise NotFoundError(f"{path}: no such index") from error
+        except (pa.ArrowInvalid, OSError) as error:
+            raise IndexFileError(f"{path}: not an index: {error}") from error
+        try:
+            return cls(table, _check_schema(table, os.path.dirname(path)), path)
+        except (pa.ArrowInvalid, ValueError, KeyError, TypeError) as error:
+            raise IndexFileError(f"{path}: not an index of version {VERSION}: {error}") from error
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the index; the file appears whole or not at all. URLs of shards below its folder become relative."""
+        path = os.path.abspath(path)
+        metadata = {"wds.version": VERSION, "wds.shards": self.shards.to_json(os.path.dirname(path))}
+        table = self.table.replace_schema_metadata(metadata)
+        temporary = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.tmp")
+        try:
+            with open(temporary, "wb") as file:
+                with pa.ipc.new_file(file, table.schema) as writer:
+                    writer.write_table(table, max_chunksize=BATCH_ROWS)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            if os.path.exists(temporary):
+                os.unlink(temporary)
+            raise
+
+    @property
+    def name(self) -> str:
+        """What to call it in an error."""
+        return self.path or "index in memory"
+
+    def __len__(self) -> int:
+        return self._first[-1]
+
+    def _at(self, row: int) -> tuple[_Batch, int]:
+        if len(self._batches) == 1:
+            return self._batches[0], row
+        b = bisect.bisect_right(self._first, row) - 1
+        return self._batches[b], row - self._first[b]
+
+    def key(self, row: int) -> str:
+        """Return the key of a row. Raises IndexError past the end."""
+        self._check(row)
+        batch, i = self._at(row)
+        return batch.key(i)
+
+    def locate(self, row: int) -> tuple[str, int, int, int]:
+        """Return (key, shard, start, end) of a row: bytes [start, end) of the shard. Raises IndexError, IndexFileError."""
+        self._check(row)
+        batch, i = self._at(row)
+        shard, start, end = batch.shard[i], batch.start[i], batch.end[i]
+        if shard >= len(self.shards) or not start < end <= self.shards.nbytes[shard]:
+            raise IndexFileError(f"{self.name}: row {row} lies outside of its shard")
+        return batch.key(i), shard, start, end
+
+    def fields(self, row: int) -> list[Field]:
+        """Return where the payloads of a row lie, in the order of the shard. Raises IndexError, IndexFileError."""
+        _, shard, start, end = self.locate(row)
+        self._validate()
+        found = [Field(**item) for item in self.table.column("fields")[row].as_py()]
+        if not all(start <= f.header < f.offset <= f.offset + f.nbytes <= end for f in found):
+            raise IndexFileError(f"{self.name}: row {row} has a field outside of its sample in {self.shards.url[shard]}")
+        return found
+
+    def find(self, key: str) -> list[int]:
+        """Return the rows of a key, in order: none, one, or more where shards share keys."""
+        wanted = hash_key(key)
+        rows = [row for row in self._hashed(wanted) if row < len(self) and self.key(row) == key]
+        return sorted(rows)
+
+    def _hashed(self, wanted: int) -> Iterator[int]:
+        for batch in self._batches:
+            if batch.hash[0] <= wanted <= batch.hash[-1]:
+                i = bisect.bisect_left(batch.hash, wanted)
+                while i < batch.nrows and batch.hash[i] == wanted:
+                    yield batch.row[i]
+                    i += 1
+
+    def duplicates(self) -> dict[str, list[int]]:
+        """Return the keys that more than one row has, with the rows."""
+        hashes = self.table.column("_hash").to_numpy()
+        rows = self.table.column("_row").to_numpy()
+        found: dict[str, list[int]] = {}
+        for i in np.flatnonzero(hashes[1:] == hashes[:-1]).tolist():
+            a, b = self.key(int(rows[i])), self.key(int(rows[i + 1]))
+            if a == b:
+                found.setdefault(a, []).extend([int(rows[i]), int(rows[i + 1])])
+        return {key: sorted(set(rows)) for key, rows in found.items()}
+
+    def columns(self) -> list[str]:
+        """Return the names of the columns that a query sees."""
+        return [name for name in self.table.column_names if name not in HIDDEN]
+
+    def where(self, sql: str) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """Return the rows, ascending, for which a condition in DuckDB's SQL holds. Raises QueryError."""
+        import duckdb
+
+        self._validate()
+        table = self.table.select(self.columns()).append_column("_n", pa.array(np.arange(len(self), dtype=np.int64)))
+        with duckdb.connect(config={"enable_external_access": "false"}) as connection:
+            connection.register("samples", table)
+            try:
+                found = connection.execute(f"SELECT _n FROM samples WHERE ({sql}\n) ORDER BY _n").fetchnumpy()["_n"]
+            except duckdb.Error as error:
+                raise QueryError(f"{str(error).strip()}\ncolumns: {', '.join(self.columns())}") from error
+        return np.asarray(found, dtype=np.int64)
+
+    def _validate(self) -> None:
+        """Arrow's own full check, once, before Arrow or DuckDB follow offsets that came from a file."""
+        if self._validated:
+            return
+        try:
+            self.table.validate(full=True)
+        except pa.ArrowInvalid as error:
+            raise IndexFileError(f"{self.name}: {error}") from error
+        self._validated = True
+
+    def _check(self, row: int) -> None:
+        if not 0 <= row < len(self):
+            raise IndexError(f"row {row} of {len(self)}")
+
+    def select_shards(self, wanted: Sequence[int]) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """Return the rows of some shards (numbers of the shard table), in the order of the shards given."""
+        ends = np.cumsum(self.shards.nsamples, dtype=np.int64)
+        ranges = [np.arange(ends[i] - self.shards.nsamples[i], ends[i]) for i in wanted]
+        return np.concatenate(ranges) if ranges else np.zeros(0, np.int64)
+
+
+def _check_schema(table: pa.Table, base: str) -> Shards:
+    metadata = table.schema.metadata or {}
+    if metadata.get(b"wds.version", b"").decode() != VERSION:
+        raise ValueError(f"wds.version is {metadata.get(b'wds.version', b'nothing').decode()!r}")
+    types = {"shard": pa.uint32(), "start": pa.uint64(), "end": pa.uint64(), "fields": pa.list_(FIELD_TYPE)}
+    types |= {"_hash": pa.uint64(), "_row": pa.uint64()}
+    for name, want in types.items():
+        if table.schema.field(name).type != want:
+            raise ValueError(f"column {name} is {table.schema.field(name).type}, not {want}")
+    if table.schema.field("key").type not in (pa.utf8(), pa.large_utf8()):
+        raise ValueError("column key is not text")
+    for name in (*types, "key"):
+        if table.column(name).null_count:
+            raise ValueError(f"column {name} has nulls")
+    table.validate()
+    shards = Shards.from_json(metadata[b"wds.shards"], base)
+    if sum(shards.nsamples) != table.num_rows:
+        raise ValueError("the shard table and the rows have different numbers of samples")
+    return shards

@@ -1,0 +1,98 @@
+"""stream(urls): the samples of shards, in shard order, whole or not at all."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeAlias
+
+from wdstools import _core, urls
+from wdstools.errors import WdsError
+from wdstools.samples import Sample
+from wdstools.storage import Source, open_object, open_source
+
+log = logging.getLogger("wdstools")
+
+Handler: TypeAlias = str | Callable[[Exception], bool]
+"""What to do about a broken shard: "raise"; "warn" (log it, go on with the next shard); "skip" (the same, silently);
+or a function of the exception, as webdataset has them: true goes on with the next shard, false ends the stream."""
+
+
+def stream(
+    shards: str | os.PathLike[str] | Iterable[Any],
+    fields: Iterable[str] | None = None,
+    *,
+    views: bool = False,
+    handler: Handler = "raise",
+    select: Callable[[str], object] | None = None,
+    rename: Callable[[str], str] | None = None,
+) -> Iterator[Sample]:
+    """Yield the samples of shards in order, with webdataset 1.0.2's keys, grouping and metadata rules.
+
+    `shards`: a URL or path, with braces and `::` as webdataset expands them, a list of such, or open binary files. Local
+    files, `pipe:`, `http(s):` and `-` are read; tar, and tar under gzip, zstd, bzip2 or xz.
+    `fields`: only these are put into the samples; one that a sample does not have is absent.
+    `views`: payloads are memoryviews into recycled 4 MiB blocks instead of bytes. A view keeps its whole block alive: for
+    a shuffle buffer take bytes.
+    `handler`: see Handler. Whatever it answers, a partial sample is never yielded, and the rest of a broken shard is not
+    read. `select(name)` false leaves a member out; `rename(name)` renames it before that (as webdataset's).
+
+    Raises ShardError (TruncatedError, HeaderError, TrailingError, DuplicateFieldError, InterleavedError: with the byte
+    offset), NotFoundError, StoreError, PipeError (with the command's stderr), UrlError.
+    """
+    wanted = None if fields is None else frozenset(fields)
+    for shard in _each(shards):
+        try:
+            source = open_source(shard) if isinstance(shard, str) else open_object(shard)
+            with source:
+                samples = _samples(source, wanted, views, select, rename)
+                try:
+                    yield from samples
+                finally:
+                    samples.close()
+        except (WdsError, OSError) as error:
+            if not _go_on(handler, error):
+                return
+
+
+def _each(shards: Any) -> Iterator[Any]:
+    """URLs expanded, open files as they are."""
+    if isinstance(shards, str | os.PathLike):
+        yield from urls.expand(shards)
+    elif hasattr(shards, "read") or hasattr(shards, "readinto"):
+        yield shards
+    else:
+        for shard in shards:
+            yield from _each(shard)
+
+
+def _samples(
+    source: Source,
+    fields: frozenset[str] | None,
+    views: bool,
+    select: Callable[[str], object] | None,
+    rename: Callable[[str], str] | None,
+) -> _core.Stream:
+    return _core.Stream(
+        source.handle,
+        source.url,
+        source.local_path,
+        fields=fields,
+        views=views,
+        select=select,
+        rename=rename,
+        head=source.head,
+    )
+
+
+def _go_on(handler: Handler, error: Exception) -> bool:
+    if callable(handler):
+        return bool(handler(error))
+    if handler == "warn":
+        log.warning("skipping the rest of a shard: %s", error)
+    elif handler == "raise":
+        raise error
+    elif handler != "skip":
+        raise ValueError(f'handler {handler!r} is not "raise", "warn", "skip" or a function')
+    return True

@@ -1,0 +1,248 @@
+"""Writing shards: one (ShardFile), or a numbered sequence of them (ShardWriter). Each appears whole or not at all."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from wdstools import _core, build, encode, tar, urls
+from wdstools.errors import DestinationError, SourceError
+from wdstools.index import Index
+from wdstools.samples import Sample
+
+_NUMBER = re.compile(r"%[0-9]*d")
+MTIME = 946_684_800  # 2000-01-01: of every member, so that the same samples give the same bytes
+
+Value = bytes | bytearray | memoryview | tuple[str | os.PathLike[str], int]
+"""The payload of a field: bytes, or (path, nbytes) of a file to copy; nbytes -1 takes whatever it has."""
+
+
+def sample_nbytes(key: str, fields: Mapping[str, int]) -> int:
+    """Return the bytes that a sample takes in a shard, headers and padding included, from the sizes of its fields."""
+    return sum(tar.member_nbytes(f"{key}.{name}", nbytes) for name, nbytes in fields.items())
+
+
+class ShardFile:
+    """One shard on its way: written under a temporary name beside its place, and renamed by commit().
+
+    `part`: also save the index of this shard under part_name(path), which is there before the shard is.
+    As a context it commits, or removes what it wrote if an exception leaves it. Raises SourceError for a sample that
+    readers would not get back (the shard stays good without it), OSError.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, lift: build.Lift = (), part: bool = False) -> None:
+        self.path = os.fspath(path)
+        self._lift, self._part = lift, part
+        self._temporary = _hidden(self.path, ".tmp")
+        self._fd = os.open(self._temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+        self._core = _core.Writer(self._fd, MTIME)
+
+    def write(self, key: str, fields: dict[str, Value]) -> int:
+        """Append a sample, fields sorted by name, and return its bytes in the shard."""
+        return self._core.write(key, fields)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes so far, with the end marker."""
+        return self._core.nbytes + tar.END_MARKER
+
+    @property
+    def nsamples(self) -> int:
+        return self._core.nsamples
+
+    def commit(self) -> Index:
+        """Finish the shard, put it into its place and return its index."""
+        columns = self._core.finish()
+        os.fsync(self._fd)
+        index = build.from_columns(columns, self.path, fd=self._fd, lift=self._lift)
+        if self._part:
+            index.save(part_name(self.path))
+        os.close(self._fd)
+        self._fd = -1
+        os.replace(self._temporary, self.path)
+        return index
+
+    def abort(self) -> None:
+        """Remove what was written."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+        if os.path.exists(self._temporary):
+            os.unlink(self._temporary)
+
+    def __enter__(self) -> ShardFile:
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        try:
+            if error is None:
+                self.commit()
+        finally:
+            self.abort()
+
+
+def _hidden(path: str, suffix: str) -> str:
+    folder, name = os.path.split(path)
+    return os.path.join(folder, f".{name}{suffix}")
+
+
+def part_name(path: str) -> str:
+    """Return where the index of a single shard lies until it is merged into that of the set."""
+    return _hidden(path, ".part")
+
+
+class Packer:
+    """Where one shard ends and the next begins: a sample goes into the next if this one would pass a limit with it.
+
+    `maxcount`: samples; `maxsize`: bytes of the whole tar. A sample larger than maxsize gets a shard of its own.
+    """
+
+    def __init__(self, maxcount: int | None, maxsize: int | None) -> None:
+        if (maxcount is not None and maxcount < 1) or (maxsize is not None and maxsize < 1):
+            raise ValueError("maxcount and maxsize must be positive")
+        self._maxcount = maxcount if maxcount is not None else 1 << 62
+        self._maxsize = maxsize if maxsize is not None else 1 << 62
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin another shard."""
+        self.count, self.nbytes = 0, tar.END_MARKER
+
+    def is_full(self, nbytes: int) -> bool:
+        """Say whether a sample of nbytes must begin another shard."""
+        return self.count > 0 and (self.count >= self._maxcount or self.nbytes + nbytes > self._maxsize)
+
+    def add(self, nbytes: int) -> bool:
+        """Count a sample in; true where it begins another shard (never for the first of all)."""
+        fresh = self.is_full(nbytes)
+        if fresh:
+            self.reset()
+        self.count += 1
+        self.nbytes += nbytes
+        return fresh
+
+
+class ShardWriter:
+    """Write samples into numbered shards, with their index.
+
+        with ShardWriter("out/train-%06d.tar", maxcount=10_000) as sink:
+            sink.write({"__key__": "000001", "jpg": image_or_bytes, "cls": 7})
+
+    `pattern`: with one `%06d` or the like. `maxcount`: samples a shard; `maxsize`: bytes of a tar, headers and end marker
+    included. `lift`: columns for the index ("cls", "json:width"). `index`: where to write the index, None for none;
+    by default urls.index_name() of the shards. `encoders`, `allow_pickle`: see encode.encode. `post(path)` is called
+    after each shard. `overwrite`: files that the pattern names already are removed first,
+    so that two runs never mix; without it they are an error.
+
+    A shard appears under its name when it is whole; what is unfinished at an exception is removed, and the index is
+    written by close(). Raises EncodeError, SourceError (bad or repeated key), DestinationError.
+    """
+
+    def __init__(
+        self,
+        pattern: str,
+        maxcount: int = 100_000,
+        maxsize: float = 3_000_000_000,
+        *,
+        lift: build.Lift = (),
+        index: str | None = "",
+        encoders: Mapping[str, encode.Encoder] | None = None,
+        allow_pickle: bool = False,
+        post: Callable[[str], object] | None = None,
+        start_shard: int = 0,
+        overwrite: bool = False,
+    ) -> None:
+        check_pattern(pattern)
+        existing = existing_shards(pattern)
+        if existing and not overwrite:
+            raise DestinationError(f"{existing[0]} is there already: pass overwrite=True, or write elsewhere")
+        for path in existing:
+            os.unlink(path)
+        os.makedirs(os.path.dirname(pattern) or ".", exist_ok=True)
+        self.pattern, self.shard = pattern, start_shard
+        self.total = 0
+        self._index_path, self._lift = index, lift
+        self._encoders, self._allow_pickle, self._post = encoders, allow_pickle, post
+        self._packer = Packer(maxcount, int(maxsize))
+        self._file: ShardFile | None = None
+        self._parts: list[Index] = []
+
+    def write(self, sample: Sample) -> int:
+        """Append a sample; names that begin with `_` are not written. Returns its bytes in the shard.
+
+        After an error the shard is as it was before.
+        """
+        fields: dict[str, Any] = {}
+        nbytes = 0
+        key = sample.get("__key__")
+        if not isinstance(key, str):
+            raise SourceError(f"a sample must have a str under '__key__', not {key!r}")
+        base = len(key) if key.isascii() else len(key.encode("utf-8", "surrogateescape"))
+        for name, value in sample.items():
+            if name[:1] == "_":
+                continue
+            if type(value) is not bytes or name[-3:] == ".gz":
+                value = encode.encode(value, name, allow_pickle=self._allow_pickle, encoders=self._encoders)
+            fields[name] = value
+            n = len(value)
+            short = base + len(name) < 100 and n < 1 << 33 and name.isascii()
+            nbytes += 512 + (n + 511 & -512) if short else tar.member_nbytes(f"{key}.{name}", n)
+        if self._file is None or self._packer.is_full(nbytes):
+            self._next()
+        assert self._file is not None
+        written = self._file.write(key, fields)
+        self._packer.add(nbytes)
+        self.total += 1
+        return written
+
+    def _next(self) -> None:
+        self._finish()
+        self._file = ShardFile(self.pattern % self.shard, lift=self._lift)
+        self._packer.reset()
+        self.shard += 1
+
+    def _finish(self) -> None:
+        if self._file is None:
+            return
+        file, self._file = self._file, None
+        try:
+            self._parts.append(file.commit())
+        finally:
+            file.abort()
+        if self._post is not None:
+            self._post(file.path)
+
+    def close(self) -> None:
+        """Finish the last shard and write the index; calling it again does nothing."""
+        self._finish()
+        parts, self._parts = self._parts, []
+        if parts and self._index_path is not None:
+            path = self._index_path or urls.index_name([urls.escape(i.shards.url[0]) for i in parts])
+            build.merge(parts).save(path)
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if error is None:
+            self.close()
+        elif self._file is not None:
+            self._file.abort()
+
+
+def check_pattern(pattern: str) -> None:
+    """Raises DestinationError unless a pattern has exactly one %d, and that in its last part."""
+    try:
+        good = pattern % 0 != pattern % 1 and os.path.dirname(pattern % 0) == os.path.dirname(pattern % 1)
+    except (TypeError, ValueError):
+        good = False
+    if not good:
+        raise DestinationError(f"{pattern!r} is not a name for shards: it needs one number, as in train-%06d.tar")
+
+
+def existing_shards(pattern: str) -> list[str]:
+    """Return the files that a pattern may have named before, sorted."""
+    return sorted(glob.glob(_NUMBER.sub("*", glob.escape(pattern), count=1)))
