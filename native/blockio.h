@@ -37,6 +37,14 @@ int block_fill(block *b, int fd, bool regular, uint64_t pos);
 ssize_t pread_full(int fd, void *dst, size_t n, uint64_t pos);
 ssize_t write_full(int fd, const void *src, size_t n); /* n, or -1 (errno) */
 
+/* A thread that writes blocks to a file descriptor, one at a time, while the caller fills the next. */
+typedef struct flusher flusher;
+flusher *flusher_start(int fd); /* NULL: errno */
+/* Wait until the block before is written, and start on this one; it is the thread's until the next call. Returns 0, or
+ * the errno of an earlier write: nothing is written any more then. b == NULL only waits. */
+int flusher_submit(flusher *f, const block *b);
+void flusher_stop(flusher *f); /* waits, and joins the thread */
+
 #define BIO_EXCEPTION (-1) /* `more` failed and has set a Python exception; > 0 is an errno */
 
 typedef struct bio bio;

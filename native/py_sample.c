@@ -145,6 +145,10 @@ int builder_member(builder *m, const tar_member *member, PyObject **ext, bool *f
     *fresh = true;
   }
   result = find_ext(m, n.ext, n.ext_len, ext);
+  if (result > 0 && *ext == m->st->s_local_path && !m->local_path) { /* both are interned; else builder_put sees it */
+    raise_shard(m->st, E_DUPLICATE, "a field has the reserved name __local_path__", m->url, member->header);
+    result = -1;
+  }
 out:
   Py_XDECREF(keep);
   if (result < 0) Py_CLEAR(*done);

@@ -114,16 +114,17 @@ int source_open(py_source *s, core_state *st, PyObject *source, const char *head
 }
 
 void source_close(py_source *s) {
+  size_t nlent = s->nlent;
+  s->nlent = 0;
   if (s->ra && s->pid == getpid()) {
     prefetch *ra = s->ra;
     s->ra = NULL;
     Py_BEGIN_ALLOW_THREADS
     prefetch_stop(ra);
     Py_END_ALLOW_THREADS
-    for (size_t i = 0; i < s->nlent; i++) Py_DECREF(s->lent[i]);
+    for (size_t i = 0; i < nlent; i++) Py_DECREF(s->lent[i]);
   }
   /* After fork the thread and what it was lent exist in the parent only: the child leaves its copies alone. */
-  s->nlent = 0;
   s->b.cur = NULL;
   Py_CLEAR(s->cur);
   Py_CLEAR(s->file);

@@ -75,6 +75,14 @@ static bool set_text(bytes_vec *v, const char *text, size_t n) {
   return at != NULL;
 }
 
+/* These stand beside the fields in a sample. */
+static bool is_reserved(const char *ext, size_t n) {
+  static const char *const names[] = {"__key__", "__url__", "__local_path__"};
+  for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+    if (n == strlen(names[i]) && memcmp(ext, names[i], n) == 0) return true;
+  return false;
+}
+
 static tar_status add_member(scanner *s, const tar_member *m, scan_result *r) {
   sample_name n;
   columns *c = s->c;
@@ -90,6 +98,8 @@ static tar_status add_member(scanner *s, const tar_member *m, scan_result *r) {
   }
   if (!set_text(&s->ext, n.ext, n.ext_len)) return stop_io(r, ENOMEM);
   ascii_lower((char *)s->ext.data, n.ext, n.ext_len);
+  if (is_reserved((char *)s->ext.data, n.ext_len))
+    return stop(r, SCAN_DUPLICATE, "a field has the reserved name __key__, __url__ or __local_path__", m->header);
   if (columns_has(c, (char *)s->ext.data, n.ext_len))
     return stop(r, SCAN_DUPLICATE, "two members of a sample have one field", m->header);
   if (!columns_field(c, (char *)s->ext.data, n.ext_len, m->header, m->offset, m->nbytes)) return stop_io(r, ENOMEM);

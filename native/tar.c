@@ -3,12 +3,17 @@
 #include <assert.h>
 #include <stdbool.h>
 #include <string.h>
+#ifdef __SSE2__
+#include <emmintrin.h>
+#endif
 
 typedef struct {
   char name[100], mode[8], uid[8], gid[8], size[12], mtime[12], chksum[8], typeflag, linkname[100], magic[6],
       version[2], uname[32], gname[32], devmajor[8], devminor[8], prefix[155], pad[12];
 } tar_header;
 static_assert(sizeof(tar_header) == TAR_BLOCK, "a tar header is one block");
+
+#define NBYTES_MAX (UINT64_C(1) << 62) /* of a member: offsets can be added up without overflow */
 
 /* What the extension members before a header say about it. */
 typedef struct {
@@ -59,16 +64,25 @@ static bool parse_number(const char *s, size_t cap, uint64_t *out) {
   return true;
 }
 
-/* Sum of all bytes of the block, eight lanes at a time: 64 steps of at most 2 x 255 stay below 2^16. */
+/* Sum of all bytes of a block: the checksum. It is half of the time of a walk over small members. */
+#ifdef __SSE2__
 static uint32_t byte_sum(const unsigned char *block) {
-  const uint64_t mask = 0x00ff00ff00ff00ffu;
-  uint64_t lanes = 0, word;
-  for (size_t i = 0; i < TAR_BLOCK; i += sizeof word) {
-    memcpy(&word, block + i, sizeof word);
-    lanes += (word & mask) + (word >> 8 & mask);
+  __m128i a = _mm_setzero_si128(), b = a;
+  const __m128i zero = a;
+  for (size_t i = 0; i < TAR_BLOCK; i += 32) {
+    a = _mm_add_epi64(a, _mm_sad_epu8(_mm_loadu_si128((const __m128i *)(const void *)(block + i)), zero));
+    b = _mm_add_epi64(b, _mm_sad_epu8(_mm_loadu_si128((const __m128i *)(const void *)(block + i + 16)), zero));
   }
-  return (uint32_t)((lanes & 0xffff) + (lanes >> 16 & 0xffff) + (lanes >> 32 & 0xffff) + (lanes >> 48));
+  a = _mm_add_epi64(a, b);
+  return (uint32_t)(_mm_cvtsi128_si32(a) + _mm_cvtsi128_si32(_mm_srli_si128(a, 8)));
 }
+#else
+static uint32_t byte_sum(const unsigned char *block) {
+  uint32_t sum = 0;
+  for (size_t i = 0; i < TAR_BLOCK; i++) sum += block[i];
+  return sum;
+}
+#endif
 
 static bool checksum_ok(const tar_header *h) {
   const unsigned char *block = (const unsigned char *)h;
@@ -202,7 +216,7 @@ static tar_status finish(tar_walker *w, const unsigned char *buf, size_t n, size
   m->nbytes = o->has_size ? o->size : size;
   /* Links, directories and devices have no payload, whatever their size field says (as tarfile reads them). */
   if (m->type != TAR_FILE && m->type != TAR_SPARSE && m->type != TAR_OTHER) m->nbytes = 0;
-  if (m->nbytes > (UINT64_C(1) << 62)) return fail(w, m->header, "impossible member size");
+  if (m->nbytes > NBYTES_MAX) return fail(w, m->header, "impossible member size");
   m->next = m->offset + tar_padded(m->nbytes);
   if (m->type == TAR_DIR)
     while (m->name_len && m->name[m->name_len - 1] == '/') m->name_len--;
@@ -210,16 +224,20 @@ static tar_status finish(tar_walker *w, const unsigned char *buf, size_t n, size
   return TAR_MEMBER;
 }
 
-static tar_status end_marker(tar_walker *w, const unsigned char *buf, size_t n) {
-  w->need = 2 * TAR_BLOCK;
+/* A zero block at buf + at; before it nothing but global headers (git archive writes such of an empty tree). */
+static tar_status end_marker(tar_walker *w, const unsigned char *buf, size_t n, size_t at) {
+  w->need = at + 2 * TAR_BLOCK;
+  if (w->need > TAR_GROUP_MAX) return fail(w, w->pos, "header group over 1 MiB");
   if (n < w->need) return TAR_MORE;
-  if (tar_zeros(buf + TAR_BLOCK, TAR_BLOCK) < TAR_BLOCK) return fail(w, w->pos, "lone zero block between members");
-  w->pos += 2 * TAR_BLOCK;
+  if (tar_zeros(buf + at + TAR_BLOCK, TAR_BLOCK) < TAR_BLOCK)
+    return fail(w, w->pos + at, "lone zero block between members");
+  w->pos += w->need;
   return TAR_END;
 }
 
 tar_status tar_next(tar_walker *w, const unsigned char *buf, size_t n, tar_member *m) {
   overrides o = {0};
+  bool awaits_member = false;
   size_t at = 0;
   for (;;) {
     const tar_header *h = (const tar_header *)(const void *)(buf + at);
@@ -228,8 +246,8 @@ tar_status tar_next(tar_walker *w, const unsigned char *buf, size_t n, tar_membe
     if (w->need > TAR_GROUP_MAX) return fail(w, w->pos, "header group over 1 MiB");
     if (n < w->need) return TAR_MORE;
     if (!h->name[0] && tar_zeros(buf + at, TAR_BLOCK) == TAR_BLOCK) {
-      if (at) return fail(w, w->pos + at, "extension header without a member behind it");
-      return end_marker(w, buf, n);
+      if (awaits_member) return fail(w, w->pos + at, "extension header without a member behind it");
+      return end_marker(w, buf, n, at);
     }
     if (!checksum_ok(h)) return fail(w, w->pos + at, "bad tar header (checksum)");
     if (!parse_number(h->size, sizeof h->size, &size)) return fail(w, w->pos + at, "bad size in a tar header");
@@ -250,6 +268,7 @@ tar_status tar_next(tar_walker *w, const unsigned char *buf, size_t n, tar_membe
       const char *reason = parse_pax(&o, type == 'g', text, size);
       if (reason) return fail(w, w->pos + at, reason);
     }
+    if (type != 'g') awaits_member = true;
     at = w->need;
   }
 }
@@ -307,6 +326,7 @@ size_t tar_format(unsigned char *out, size_t cap, const char *name, size_t name_
                   uint64_t mtime) {
   const uint64_t octal_max = (UINT64_C(1) << 33) - 1;
   if (!name_len || memchr(name, 0, name_len) || cap < tar_group_cap(name_len)) return 0;
+  if (tar_group_cap(name_len) > TAR_GROUP_MAX || nbytes > NBYTES_MAX) return 0; /* tar_next would refuse it */
   if (mtime > octal_max) mtime = octal_max;
   /* Names are bytes here: UTF-8 goes into ustar as it is, as GNU tar writes and everybody reads it. */
   size_t cut = name_len > 100 ? split_at(name, name_len) : 0;
@@ -320,7 +340,7 @@ size_t tar_format(unsigned char *out, size_t cap, const char *name, size_t name_
   char *text = (char *)out + TAR_BLOCK;
   size_t n = 0;
   char size[20];
-  if (!fits) n += put_record(text + n, "path", name, name_len);
+  if (name_len > 100) n += put_record(text + n, "path", name, name_len); /* one that ustar could split, too */
   if (nbytes > octal_max) n += put_record(text + n, "size", size, put_decimal(size, nbytes));
   memset(text + n, 0, (size_t)tar_padded(n) - n);
   put_header(out, 'x', "", 0, "././@PaxHeader", 14, n, mtime);

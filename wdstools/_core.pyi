@@ -45,8 +45,18 @@ class SampleReader:
 class Writer:
     nbytes: int
     nsamples: int
-    def __new__(cls, fd: int, mtime: int) -> Writer: ...
+    def __new__(
+        cls,
+        fd: int,
+        mtime: int,
+        *,
+        encode: Callable[[Any, str], bytes] | None = None,
+        maxcount: int = ...,
+        maxsize: int = ...,
+    ) -> Writer: ...
+    def add(self, sample: dict[str, Any], /) -> int | None: ...
+    def stop(self) -> None: ...
     def write(
-        self, key: str, fields: dict[str, bytes | memoryview | tuple[str | PathLike[str], int]], /
+        self, key: str, fields: dict[str, bytes | bytearray | memoryview | tuple[str | PathLike[str], int]], /
     ) -> int: ...
     def finish(self) -> Columns: ...

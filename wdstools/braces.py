@@ -172,11 +172,11 @@ def _braces(inside: str, depth: int) -> list[list[str]]:
 def _int_range(first: str, last: str, step: str | None) -> list[str]:
     padded = any(end.startswith(("0", "-0")) and end not in ("0", "-0") for end in (first, last))
     try:
-        steps = _steps(int(first), int(last), step)
+        ends = int(first), int(last)
     except ValueError:  # more digits than int() takes from a string
         raise UrlError(f"a range with a number of {max(len(first), len(last))} digits") from None
     form = f"%0{max(len(first), len(last)) if padded else 0}d"
-    return [form % number for number in steps]
+    return [form % number for number in _steps(*ends, step)]
 
 
 def _steps(first: int, last: int, step: str | None) -> range:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -12,13 +12,10 @@ import numpy as np
 import pyarrow as pa
 
 from wdstools import _core, urls
+from wdstools.columns import Lift, concat, lift_column, make_fields, merge_fields, one_chunk, text_array
 from wdstools.errors import IndexFileError, ShardError, StaleIndexError, WdsError
-from wdstools.index import CORE, FIELD_TYPE, HIDDEN, Index, Shards
+from wdstools.index import CORE, HIDDEN, Index, Shards
 from wdstools.storage import open_local, open_source
-
-Lift = Sequence[str]
-"""Columns to lift from fields: "cls" (the field's text, as int64 or float64 where all of it is), "json:width" (a value
-of a JSON object; dots go deeper)."""
 
 
 def build(
@@ -63,19 +60,20 @@ def from_columns(columns: _core.Columns, url: str, *, fd: int | None = None, lif
     `lift`."""
     key_ends = _u64(columns["key_ends"])
     nsamples = len(key_ends)
-    keys = _text_array(columns["keys"], key_ends)
+    keys = text_array(columns["keys"], key_ends)
     try:
         keys.validate(full=True)
     except pa.ArrowInvalid as error:
         raise ShardError("a member name that is not UTF-8 has no place in an index", url) from error
     codes = np.frombuffer(columns["field_codes"], np.uint32).astype(np.int32)
-    codes, exts = _lower_exts(codes, _text_array(columns["exts"], _u64(columns["ext_ends"])).to_pylist())
+    codes, exts = _lower_exts(codes, text_array(columns["exts"], _u64(columns["ext_ends"])).to_pylist())
+    places = [_u64(columns[name]) for name in ("field_headers", "field_offsets", "field_nbytes")]
     table = assemble(
         keys,
         np.zeros(nsamples, np.uint32),
         _u64(columns["starts"]),
         _u64(columns["ends"]),
-        _fields(_u64(columns["field_ends"]), codes, exts, [_u64(columns["field_" + n]) for n in ("headers", "offsets", "nbytes")]),
+        make_fields(_u64(columns["field_ends"]), codes, exts, places),
         _u64(columns["hashes"]),
         {},
     )
@@ -88,14 +86,6 @@ def _u64(data: bytes) -> np.ndarray[Any, np.dtype[np.uint64]]:
     return np.frombuffer(data, np.uint64)
 
 
-def _text_array(data: bytes, ends: np.ndarray[Any, Any]) -> pa.Array:
-    small = len(data) < 1 << 31
-    offsets = np.zeros(len(ends) + 1, np.int32 if small else np.int64)
-    offsets[1:] = ends
-    kind = pa.StringArray if small else pa.LargeStringArray
-    return kind.from_buffers(len(ends), pa.py_buffer(offsets), pa.py_buffer(data))
-
-
 def _lower_exts(codes: np.ndarray[Any, Any], exts: list[str]) -> tuple[np.ndarray[Any, Any], list[str]]:
     """The core lowers ASCII only; the rest is Python's str.lower, as webdataset does it."""
     lowered = [ext.lower() for ext in exts]
@@ -103,16 +93,6 @@ def _lower_exts(codes: np.ndarray[Any, Any], exts: list[str]) -> tuple[np.ndarra
         return codes, exts
     unique = list(dict.fromkeys(lowered))
     return np.array([unique.index(ext) for ext in lowered], np.int32)[codes], unique
-
-
-def _fields(
-    ends: np.ndarray[Any, Any], codes: np.ndarray[Any, Any], exts: list[str], places: list[np.ndarray[Any, Any]]
-) -> pa.Array:
-    ext = pa.DictionaryArray.from_arrays(pa.array(codes, pa.int32()), pa.array(exts, pa.utf8()))
-    struct = pa.StructArray.from_arrays([ext, *(pa.array(p, pa.uint64()) for p in places)], fields=list(FIELD_TYPE))
-    offsets = np.zeros(len(ends) + 1, np.int32)
-    offsets[1:] = ends
-    return pa.ListArray.from_arrays(pa.array(offsets), struct, type=pa.list_(FIELD_TYPE))
 
 
 def assemble(
@@ -134,76 +114,19 @@ def assemble(
 
 def add_lifted(index: Index, fd: int, lift: Lift) -> Index:
     """Return the index of one plain local shard with columns lifted from its fields. Raises ShardError."""
-    cache: dict[str, list[bytes | None]] = {}
     table = index.table
     for name in lift:
-        ext, _, path = name.partition(":")
         if name in CORE or name in HIDDEN:
             raise ValueError(f"column {name!r} is the index's own")
-        if ext not in cache:
-            cache[ext] = _payloads(index, fd, ext)
-        values = pa.array(_parse_json(cache[ext], path, index.shards.url[0]) if path else _parse_text(cache[ext]))
+        values = lift_column(index.table, fd, index.shards.url[0], name)
         table = table.add_column(table.num_columns - len(HIDDEN), name, values)
     return Index(table, index.shards, index.path)
-
-
-def _payloads(index: Index, fd: int, ext: str) -> list[bytes | None]:
-    found: list[bytes | None] = [None] * len(index)
-    for batch_start, fields in _field_arrays(index.table):
-        ends, codes, exts, (_, offsets, sizes) = fields
-        if ext not in exts:
-            continue
-        hits = np.flatnonzero(codes == exts.index(ext))
-        rows = np.searchsorted(ends, hits, side="right") + batch_start
-        for row, offset, nbytes in zip(rows.tolist(), offsets[hits].tolist(), sizes[hits].tolist(), strict=True):
-            found[row] = os.pread(fd, nbytes, offset)
-    return found
-
-
-def _parse_text(payloads: list[bytes | None]) -> list[Any]:
-    texts = [None if p is None else p.decode("utf-8", "replace").strip() for p in payloads]
-    for kind in (int, float):
-        try:
-            return [None if t is None else kind(t) for t in texts]
-        except ValueError:
-            continue
-    return texts
-
-
-def _parse_json(payloads: list[bytes | None], path: str, url: str) -> list[Any]:
-    values: list[Any] = []
-    for payload in payloads:
-        try:
-            value = None if payload is None else json.loads(payload)
-        except ValueError as error:
-            raise ShardError(f"sample {len(values)} has a field that is not JSON: {error}", url) from error
-        for part in path.split("."):
-            value = value.get(part) if isinstance(value, dict) else None
-        values.append(value)
-    kinds = {type(v) for v in values if v is not None}
-    if len(kinds) > 1 and not kinds <= {int, float} or kinds & {dict, list}:
-        return [None if v is None else v if isinstance(v, str) else json.dumps(v) for v in values]
-    return [float(v) if v is not None and float in kinds else v for v in values] if kinds <= {int, float} else values
-
-
-def _field_arrays(table: pa.Table) -> Iterable[tuple[int, tuple[Any, Any, list[str], list[Any]]]]:
-    """The fields column, chunk by chunk: first row, then (end of each row's entries, codes, names, [header, offset,
-    nbytes])."""
-    row = 0
-    for chunk in table.column("fields").chunks:
-        offsets = chunk.offsets.to_numpy()
-        struct = chunk.values.slice(offsets[0], offsets[-1] - offsets[0]) if len(chunk) else chunk.values.slice(0, 0)
-        ext = struct.field("ext")
-        places = [struct.field(name).to_numpy() for name in ("header", "offset", "nbytes")]
-        ends = offsets[1:].astype(np.int64) - offsets[0]
-        yield row, (ends, ext.indices.to_numpy(), ext.dictionary.to_pylist(), places)
-        row += len(chunk)
 
 
 def merge(indexes: Sequence[Index]) -> Index:
     """Put indexes together, in order; columns that only some have are null in the others.
 
-    Raises IndexFileError where a shard is in two of them, or a column has two types that do not go together.
+    Raises IndexFileError where a shard is in two of them. A column with types that do not go together becomes text.
     """
     if len(indexes) == 1:
         return indexes[0]
@@ -215,31 +138,21 @@ def merge(indexes: Sequence[Index]) -> Index:
         end.append(table.column("end").to_numpy())
         hashes.append(_unsorted_hashes(index))
         shards.extend(index.shards)
-    twice = sorted({url for url in shards.url if shards.url.count(url) > 1}) if len(set(shards.url)) < len(shards) else []
-    if twice:
-        raise IndexFileError(f"shard {twice[0]} is in more than one of the indexes")
-    keys = pa.chunked_array([c for i in indexes for c in _wide(i, indexes).chunks], type=_wide(indexes[0], indexes).type)
+    for url, count in Counter(shards.url).items():
+        if count > 1:
+            raise IndexFileError(f"shard {url} is in more than one of the indexes")
     extra = _merge_extra(indexes)
     table = assemble(
-        _one_chunk(keys), _concat(shard, np.uint32), _concat(start, np.uint64), _concat(end, np.uint64),
-        _merge_fields(indexes), _concat(hashes, np.uint64), extra,
+        _merge_keys(indexes), concat(shard, np.uint32), concat(start, np.uint64), concat(end, np.uint64),
+        merge_fields(i.table for i in indexes), concat(hashes, np.uint64), extra,
     )  # fmt: skip
     return Index(table, shards)
 
 
-def _concat(arrays: list[Any], kind: Any) -> np.ndarray[Any, Any]:
-    return np.concatenate(arrays) if arrays else np.zeros(0, kind)
-
-
-def _one_chunk(column: pa.ChunkedArray) -> pa.Array:
-    combined = column.combine_chunks()
-    return combined if isinstance(combined, pa.Array) else pa.concat_arrays(combined.chunks)
-
-
-def _wide(index: Index, indexes: Sequence[Index]) -> pa.ChunkedArray:
-    key = index.table.column("key")
-    total = sum(i.table.column("key").nbytes for i in indexes)
-    return key.cast(pa.large_utf8()) if total >= 1 << 31 else key.cast(pa.utf8())
+def _merge_keys(indexes: Sequence[Index]) -> pa.Array:
+    columns = [index.table.column("key") for index in indexes]
+    kind = pa.large_utf8() if sum(column.nbytes for column in columns) >= 1 << 31 else pa.utf8()
+    return one_chunk(pa.chunked_array([chunk for column in columns for chunk in column.cast(kind).chunks], type=kind))
 
 
 def _merge_extra(indexes: Sequence[Index]) -> dict[str, Any]:
@@ -247,30 +160,16 @@ def _merge_extra(indexes: Sequence[Index]) -> dict[str, Any]:
     names = list(dict.fromkeys(name for table in tables for name in table.column_names))
     extra = {}
     for name in names:
-        parts = [t.select([name]) if name in t.column_names else pa.table({name: pa.nulls(len(i))}) for t, i in zip(tables, indexes, strict=True)]
+        parts = [
+            table.select([name]) if name in table.column_names else pa.table({name: pa.nulls(len(index))})
+            for table, index in zip(tables, indexes, strict=True)
+        ]
         try:
-            extra[name] = _one_chunk(pa.concat_tables(parts, promote_options="permissive").column(name))
-        except pa.ArrowInvalid:
-            # cls in words here, in numbers there: text holds both
-            extra[name] = _one_chunk(pa.concat_tables([p.cast(pa.schema([(name, pa.utf8())])) for p in parts]).column(name))
-        except pa.ArrowTypeError as error:
-            raise IndexFileError(f"column {name!r} has types that do not go together: {error}") from error
+            whole = pa.concat_tables(parts, promote_options="permissive")
+        except (pa.ArrowInvalid, pa.ArrowTypeError):  # cls in words here, in numbers there: text holds both
+            whole = pa.concat_tables([part.cast(pa.schema([(name, pa.utf8())])) for part in parts])
+        extra[name] = one_chunk(whole.column(name))
     return extra
-
-
-def _merge_fields(indexes: Sequence[Index]) -> pa.Array:
-    names: dict[str, int] = {}
-    ends, codes, places = [], [], [[], [], []]  # type: ignore[var-annotated]
-    total = 0
-    for index in indexes:
-        for _, (chunk_ends, chunk_codes, exts, chunk_places) in _field_arrays(index.table):
-            recode = np.array([names.setdefault(ext, len(names)) for ext in exts], np.int32)
-            ends.append(chunk_ends + total)
-            codes.append(recode[chunk_codes] if len(exts) else chunk_codes)
-            for place, chunk in zip(places, chunk_places, strict=True):
-                place.append(chunk)
-            total += len(chunk_codes)
-    return _fields(_concat(ends, np.int64), _concat(codes, np.int32), list(names), [_concat(p, np.uint64) for p in places])
 
 
 def _unsorted_hashes(index: Index) -> np.ndarray[Any, np.dtype[np.uint64]]:
@@ -301,11 +200,11 @@ class _Known:
             return None
         first, end = self.first[number], self.first[number + 1]
         part = self.index.table.slice(first, end - first)
-        columns = [_one_chunk(part.column(name)) for name in ("key", "fields")]
+        columns = [one_chunk(part.column(name)) for name in ("key", "fields")]
         places = [part.column(name).to_numpy() for name in ("start", "end")]
         zeros = np.zeros(len(part), np.uint32)
-        extra = {name: _one_chunk(part.column(name)) for name in lift}
-        table = assemble(columns[0], zeros, *places, columns[1], self.hashes[first:end], extra)
+        extra = {name: one_chunk(part.column(name)) for name in lift}
+        table = assemble(columns[0], zeros, places[0], places[1], columns[1], self.hashes[first:end], extra)
         shard = Shards([url], *([getattr(s, n)[number]] for n in ("nbytes", "mtime", "nsamples", "nmembers")))
         return Index(table, shard)
 

@@ -78,7 +78,7 @@ def _in_memory(shards: Sequence[str]) -> Index:
     return build.build(shards)
 
 
-class Dataset(Sequence[Sample]):
+class Dataset:
     """Samples by number, by key, by slice. A Dataset is a view: slices share the index and copy nothing.
 
     `index`: the Index; `rows`: the rows of the index that are in this view, in order, or None for all. Safe to use from

@@ -18,14 +18,16 @@ from wdstools.errors import EncodeError
 Encoder = Callable[[Any], bytes]
 
 _TENBIN_MAGIC = b"~TenBin~"
-_TENBIN_TYPES = "f2 f4 f8 i1 i2 i4 i8 u1 u2 u4 u8".split()
+_TENBIN_TYPES = ["f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"]
 _IMAGE_FORMATS = {
     "jpg": "JPEG", "jpeg": "JPEG", "img": "PPM", "image": "PPM", "png": "PNG",
     "pbm": "PPM", "pgm": "PPM", "ppm": "PPM", "tiff": "TIFF", "tif": "TIFF",
 }  # fmt: skip
 
 
-def encode(value: Any, field: str, *, allow_pickle: bool = False, encoders: Mapping[str, Encoder] | None = None) -> bytes:
+def encode(
+    value: Any, field: str, *, allow_pickle: bool = False, encoders: Mapping[str, Encoder] | None = None
+) -> bytes:
     """Return the bytes of a field.
 
     bytes-like values and str (as UTF-8) are taken as they are; others go by the last part of the field's name:
@@ -36,28 +38,50 @@ def encode(value: Any, field: str, *, allow_pickle: bool = False, encoders: Mapp
 
     Raises EncodeError for a value without an encoder, or one that its encoder refuses.
     """
+    return make_encoder(allow_pickle, encoders)(value, field)
+
+
+def make_encoder(
+    allow_pickle: bool = False, encoders: Mapping[str, Encoder] | None = None
+) -> Callable[[Any, str], bytes]:
+    """Return encode() for many values: what it finds out about a field's name is kept."""
+    table = {**_ENCODERS, **(_PICKLES if allow_pickle else {}), **(encoders or {})}
+    known: dict[str, tuple[Encoder | None, bool]] = {}
+
+    def encoder(value: Any, field: str) -> bytes:
+        found = known.get(field)
+        if found is None:
+            found = known[field] = _look_up(table, field)
+        encode_one, compress = found
+        try:
+            if isinstance(value, str):
+                data = value.encode("utf-8")
+            elif isinstance(value, bytes | bytearray | memoryview):
+                data = bytes(value)
+            elif encode_one is None:
+                raise TypeError(_no_encoder(field))
+            else:
+                data = encode_one(value)
+        except (TypeError, ValueError, AttributeError, OSError, ImportError) as error:
+            raise EncodeError(f"field {field!r}: cannot encode a {type(value).__name__}: {error}") from error
+        return gzip.compress(data, mtime=0) if compress else data
+
+    return encoder
+
+
+def _kind(field: str) -> tuple[str, bool]:
     name, compress = (field[:-3], True) if field.endswith(".gz") else (field, False)
-    kind = name.rpartition(".")[2].lower()
-    if isinstance(value, str):
-        data = value.encode("utf-8")
-    elif isinstance(value, bytes):
-        data = value
-    elif isinstance(value, bytearray | memoryview):
-        data = bytes(value)
-    else:
-        data = _by_kind(value, field, kind, allow_pickle, encoders or {})
-    return gzip.compress(data, mtime=0) if compress else data
+    return name.rpartition(".")[2].lower(), compress
 
 
-def _by_kind(value: Any, field: str, kind: str, allow_pickle: bool, encoders: Mapping[str, Encoder]) -> bytes:
-    encoder = encoders.get(kind) or (_PICKLES.get(kind) if allow_pickle else None) or _ENCODERS.get(kind)
-    if encoder is None:
-        hint = " (a pickle: pass allow_pickle=True to write it)" if kind in _PICKLES else ""
-        raise EncodeError(f"field {field!r}: no encoder for {kind!r} and a {type(value).__name__}{hint}")
-    try:
-        return encoder(value)
-    except (TypeError, ValueError, AttributeError, OSError, ImportError) as error:
-        raise EncodeError(f"field {field!r}: cannot encode a {type(value).__name__}: {error}") from error
+def _look_up(table: Mapping[str, Encoder], field: str) -> tuple[Encoder | None, bool]:
+    kind, compress = _kind(field)
+    return table.get(kind), compress
+
+
+def _no_encoder(field: str) -> str:
+    kind = _kind(field)[0]
+    return f"no encoder for {kind!r}" + (" unless allow_pickle=True is passed" if kind in _PICKLES else "")
 
 
 def _text(value: Any) -> bytes:
@@ -135,7 +159,9 @@ def _pixels(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
             raise ValueError(f"float pixels must lie in [0, 1], not [{array.min()}, {array.max()}]")
         array = (np.clip(array, 0.0, 1.0) * 255.0).astype(np.uint8)
     if array.dtype != np.uint8 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3)):
-        raise ValueError(f"an image is uint8 or float of shape (h, w), (h, w, 1) or (h, w, 3), not {array.dtype} {array.shape}")
+        raise ValueError(
+            f"an image is uint8 or float of shape (h, w), (h, w, 1) or (h, w, 3), not {array.dtype} {array.shape}"
+        )
     return array[:, :, 0] if array.ndim == 3 and array.shape[2] == 1 else array
 
 
@@ -147,11 +173,11 @@ def _torch_save(value: Any) -> bytes:
 
 _PICKLES: dict[str, Encoder] = {"pyd": pickle.dumps, "pickle": pickle.dumps, "pth": _torch_save}
 _ENCODERS: dict[str, Encoder] = {
-    **dict.fromkeys("cls cls2 class count index inx id".split(), _number),
-    **dict.fromkeys("txt text transcript html htm".split(), _text),
-    **dict.fromkeys("json jsn".split(), _json),
-    **dict.fromkeys("ten tenbin tb".split(), _tenbin),
-    **dict.fromkeys("mp msgpack msg".split(), _msgpack),
+    **dict.fromkeys(["cls", "cls2", "class", "count", "index", "inx", "id"], _number),
+    **dict.fromkeys(["txt", "text", "transcript", "html", "htm"], _text),
+    **dict.fromkeys(["json", "jsn"], _json),
+    **dict.fromkeys(["ten", "tenbin", "tb"], _tenbin),
+    **dict.fromkeys(["mp", "msgpack", "msg"], _msgpack),
     **{kind: _image(kind) for kind in _IMAGE_FORMATS},
     "npy": _npy,
     "npz": _npz,

@@ -1,24 +1,24 @@
 """The errors of wdstools: every one says what was wrong, where, and is also the builtin that fits.
 
-    WdsError
-    ├── ShardError (ValueError)             the bytes of a shard are not what they must be; has url and offset
-    │   ├── TruncatedError (EOFError)       the shard ends before its end-of-archive marker
-    │   ├── HeaderError                     a 512-byte block that should be a tar header is not
-    │   ├── TrailingError                   bytes follow the end-of-archive marker
-    │   ├── DuplicateFieldError             two members of one sample have the same field
-    │   ├── InterleavedError                a key comes back after another key
-    │   └── UnsupportedError                a member that cannot be a field as it is (sparse files)
-    ├── StoreError (OSError)                a URL could not be opened or read
-    │   ├── NotFoundError (FileNotFoundError)
-    │   └── PipeError                       the command of a `pipe:` URL failed; its stderr is in the message
-    ├── UrlError (ValueError)               a URL or brace pattern that cannot be understood
-    ├── IndexFileError (ValueError)         an index that cannot be read
-    │   └── StaleIndexError                 an index that does not describe the shard it names
-    ├── KeyMissingError (KeyError)          no sample has this key
-    ├── QueryError (ValueError)             SQL that DuckDB refused
-    ├── EncodeError (TypeError)             a value that no encoder turns into the bytes of a field
-    ├── SourceError (ValueError)            input of wds-shard that cannot be used: a file, a row, a key
-    └── DestinationError (FileExistsError)  output of wds-shard that would overwrite or mix
+WdsError
+├── ShardError (ValueError)             the bytes of a shard are not what they must be; has url and offset
+│   ├── TruncatedError (EOFError)       the shard ends before its end-of-archive marker
+│   ├── HeaderError                     a 512-byte block that should be a tar header is not
+│   ├── TrailingError                   bytes follow the end-of-archive marker
+│   ├── DuplicateFieldError             two members of one sample have the same field
+│   ├── InterleavedError                a key comes back after another key
+│   └── UnsupportedError                a member that cannot be a field as it is (sparse files)
+├── StoreError (OSError)                a URL could not be opened or read
+│   ├── NotFoundError (FileNotFoundError)
+│   └── PipeError                       the command of a `pipe:` URL failed; its stderr is in the message
+├── UrlError (ValueError)               a URL or brace pattern that cannot be understood
+├── IndexFileError (ValueError)         an index that cannot be read
+│   └── StaleIndexError                 an index that does not describe the shard it names
+├── KeyMissingError (KeyError)          no sample has this key
+├── QueryError (ValueError)             SQL that DuckDB refused
+├── EncodeError (TypeError)             a value that no encoder turns into the bytes of a field
+├── SourceError (ValueError)            input of wds-shard that cannot be used: a file, a row, a key
+└── DestinationError (FileExistsError)  output of wds-shard that would overwrite or mix
 """
 
 from __future__ import annotations

@@ -21,26 +21,19 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from wdstools import urls
+from wdstools.columns import FIELD_TYPE
 from wdstools.errors import IndexFileError, NotFoundError, QueryError
 from wdstools.samples import hash_key
 
 VERSION = "1"
 SUFFIX = ".wdsindex"
 BATCH_ROWS = 1 << 24
-FIELD_TYPE = pa.struct(
-    [
-        ("ext", pa.dictionary(pa.int32(), pa.utf8())),
-        ("header", pa.uint64()),
-        ("offset", pa.uint64()),
-        ("nbytes", pa.uint64()),
-    ]
-)
 CORE = ("key", "shard", "start", "end", "fields")
 HIDDEN = ("_hash", "_row")
 
@@ -64,7 +57,9 @@ class Shards:
 
     def to_json(self, base: str) -> str:
         columns = {column.name: getattr(self, column.name) for column in fields(self)}
-        return json.dumps(columns | {"url": [urls.relative(_absolute(url), base) for url in self.url]}, separators=(",", ":"))
+        return json.dumps(
+            columns | {"url": [urls.relative(_absolute(url), base) for url in self.url]}, separators=(",", ":")
+        )
 
     @classmethod
     def from_json(cls, text: str | bytes, base: str) -> Shards:
@@ -119,9 +114,9 @@ class _Batch:
         return str(self.key_data[a:b], "utf-8", "surrogateescape")
 
 
-def _numbers(column: pa.Array, code: str) -> memoryview:
+def _numbers(column: pa.Array, code: Literal["I", "Q"]) -> memoryview:
     buffer = column.buffers()[1]
-    numbers = memoryview(buffer if buffer is not None else b"").cast(code)
+    numbers: memoryview = memoryview(buffer if buffer is not None else b"").cast(code)
     return numbers[column.offset : column.offset + len(column)]
 
 
@@ -195,7 +190,10 @@ class Index:
         return batch.key(i)
 
     def locate(self, row: int) -> tuple[str, int, int, int]:
-        """Return (key, shard, start, end) of a row: bytes [start, end) of the shard. Raises IndexError, IndexFileError."""
+        """Return (key, shard, start, end) of a row: bytes [start, end) of the shard.
+
+        Raises IndexError, IndexFileError.
+        """
         self._check(row)
         batch, i = self._at(row)
         shard, start, end = batch.shard[i], batch.start[i], batch.end[i]
@@ -209,7 +207,9 @@ class Index:
         self._validate()
         found = [Field(**item) for item in self.table.column("fields")[row].as_py()]
         if not all(start <= f.header < f.offset <= f.offset + f.nbytes <= end for f in found):
-            raise IndexFileError(f"{self.name}: row {row} has a field outside of its sample in {self.shards.url[shard]}")
+            raise IndexFileError(
+                f"{self.name}: row {row} has a field outside of its sample in {self.shards.url[shard]}"
+            )
         return found
 
     def find(self, key: str) -> list[int]:

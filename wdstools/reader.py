@@ -30,13 +30,13 @@ def stream(
 ) -> Iterator[Sample]:
     """Yield the samples of shards in order, with webdataset 1.0.2's keys, grouping and metadata rules.
 
-    `shards`: a URL or path, with braces and `::` as webdataset expands them, a list of such, or open binary files. Local
-    files, `pipe:`, `http(s):` and `-` are read; tar, and tar under gzip, zstd, bzip2 or xz.
+    `shards`: a URL or path, with braces and `::` as webdataset expands them, a list of such, or open binary files.
+    Local files, `pipe:`, `http(s):` and `-` are read; tar, and tar under gzip, zstd, bzip2 or xz.
     `fields`: only these are put into the samples; one that a sample does not have is absent.
-    `views`: payloads are memoryviews into recycled 4 MiB blocks instead of bytes. A view keeps its whole block alive: for
-    a shuffle buffer take bytes.
-    `handler`: see Handler. Whatever it answers, a partial sample is never yielded, and the rest of a broken shard is not
-    read. `select(name)` false leaves a member out; `rename(name)` renames it before that (as webdataset's).
+    `views`: payloads are memoryviews into recycled 4 MiB blocks instead of bytes. A view keeps its whole block alive:
+    for a shuffle buffer take bytes.
+    `handler`: see Handler. Whatever it answers, a partial sample is never yielded, and the rest of a broken shard is
+    not read. `select(name)` false leaves a member out; `rename(name)` renames it before that (as webdataset's).
 
     Raises ShardError (TruncatedError, HeaderError, TrailingError, DuplicateFieldError, InterleavedError: with the byte
     offset), NotFoundError, StoreError, PipeError (with the command's stderr), UrlError.
@@ -45,15 +45,36 @@ def stream(
     for shard in _each(shards):
         try:
             source = open_source(shard) if isinstance(shard, str) else open_object(shard)
-            with source:
-                samples = _samples(source, wanted, views, select, rename)
-                try:
-                    yield from samples
-                finally:
-                    samples.close()
+            yield from samples_of(source, wanted, views=views, select=select, rename=rename)
         except (WdsError, OSError) as error:
             if not _go_on(handler, error):
                 return
+
+
+def samples_of(
+    source: Source,
+    fields: frozenset[str] | None = None,
+    *,
+    views: bool = False,
+    select: Callable[[str], object] | None = None,
+    rename: Callable[[str], str] | None = None,
+) -> Iterator[Sample]:
+    """Yield the samples of one opened shard, and close it. Arguments and errors as for stream()."""
+    with source:
+        samples = _core.Stream(
+            source.handle,
+            source.url,
+            source.local_path,
+            fields=fields,
+            views=views,
+            select=select,
+            rename=rename,
+            head=source.head,
+        )
+        try:
+            yield from samples
+        finally:
+            samples.close()
 
 
 def _each(shards: Any) -> Iterator[Any]:
@@ -65,25 +86,6 @@ def _each(shards: Any) -> Iterator[Any]:
     else:
         for shard in shards:
             yield from _each(shard)
-
-
-def _samples(
-    source: Source,
-    fields: frozenset[str] | None,
-    views: bool,
-    select: Callable[[str], object] | None,
-    rename: Callable[[str], str] | None,
-) -> _core.Stream:
-    return _core.Stream(
-        source.handle,
-        source.url,
-        source.local_path,
-        fields=fields,
-        views=views,
-        select=select,
-        rename=rename,
-        head=source.head,
-    )
 
 
 def _go_on(handler: Handler, error: Exception) -> bool:

@@ -15,6 +15,7 @@ import io
 import lzma
 import os
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -22,7 +23,7 @@ import urllib.error
 import urllib.request
 import zlib
 from collections.abc import Callable, Iterator
-from typing import IO, Any, BinaryIO, cast
+from typing import IO, Any, cast
 
 from wdstools import _core, urls
 from wdstools.errors import NotFoundError, PipeError, ShardError, StoreError, TruncatedError, UrlError
@@ -78,10 +79,19 @@ def open_source(url: str) -> Source:
         raise
 
 
-def open_object(file: Any) -> Source:
-    """Wrap an open binary file: anything with readinto or read. It stays open."""
-    name = getattr(file, "name", None)
-    return _decompressed(Source(name if isinstance(name, str) else f"<{type(file).__name__}>", _Body(file)))
+def open_object(file: Any, url: str | None = None, local_path: str | None = None) -> Source:
+    """Wrap an open binary file: anything with readinto or read. It stays open. `url`: what to call it."""
+    name = url or getattr(file, "name", None)
+    name = name if isinstance(name, str) else f"<{type(file).__name__}>"
+    fd = _plain_descriptor(file) if local_path else None
+    return _decompressed(Source(name, _Body(file) if fd is None else fd, local_path=local_path))
+
+
+def _plain_descriptor(file: Any) -> int | None:
+    """The descriptor of a buffered regular file that has not been read from: the core reads it faster."""
+    if not isinstance(file, io.BufferedReader) or not isinstance(file.raw, io.FileIO):
+        return None
+    return file.fileno() if stat.S_ISREG(os.fstat(file.fileno()).st_mode) and file.tell() == 0 else None
 
 
 def open_local(url: str) -> tuple[int, str]:
@@ -230,7 +240,7 @@ def _read_head(fd: int) -> bytes:
 class _Chained(io.RawIOBase):
     """Bytes that were read already, then the rest of the file."""
 
-    def __init__(self, head: bytes, rest: BinaryIO | io.FileIO) -> None:
+    def __init__(self, head: bytes, rest: io.FileIO) -> None:
         self._head, self._rest = head, rest
 
     def readable(self) -> bool:

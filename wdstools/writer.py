@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from wdstools import _core, build, encode, tar, urls
-from wdstools.errors import DestinationError, SourceError
+from wdstools.columns import Lift
+from wdstools.errors import DestinationError
 from wdstools.index import Index
 from wdstools.samples import Sample
 
@@ -29,20 +30,34 @@ class ShardFile:
     """One shard on its way: written under a temporary name beside its place, and renamed by commit().
 
     `part`: also save the index of this shard under part_name(path), which is there before the shard is.
+    `sync`: commit() waits until the disk has the bytes, so that a power failure cannot take them back either.
+    `core`: `encode`, `maxcount` and `maxsize` for add().
     As a context it commits, or removes what it wrote if an exception leaves it. Raises SourceError for a sample that
     readers would not get back (the shard stays good without it), OSError.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, lift: build.Lift = (), part: bool = False) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        lift: Lift = (),
+        part: bool = False,
+        sync: bool = False,
+        core: Mapping[str, Any] | None = None,
+    ) -> None:
         self.path = os.fspath(path)
-        self._lift, self._part = lift, part
+        self._lift, self._part, self._sync = lift, part, sync
         self._temporary = _hidden(self.path, ".tmp")
         self._fd = os.open(self._temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
-        self._core = _core.Writer(self._fd, MTIME)
+        self._core = _core.Writer(self._fd, MTIME, **(core or {}))
 
     def write(self, key: str, fields: dict[str, Value]) -> int:
         """Append a sample, fields sorted by name, and return its bytes in the shard."""
         return self._core.write(key, fields)
+
+    def add(self, sample: Sample) -> int | None:
+        """Append a sample dict, encoded; None, and nothing is written, where it would pass maxcount or maxsize."""
+        return self._core.add(sample)
 
     @property
     def nbytes(self) -> int:
@@ -56,7 +71,8 @@ class ShardFile:
     def commit(self) -> Index:
         """Finish the shard, put it into its place and return its index."""
         columns = self._core.finish()
-        os.fsync(self._fd)
+        if self._sync:
+            os.fsync(self._fd)
         index = build.from_columns(columns, self.path, fd=self._fd, lift=self._lift)
         if self._part:
             index.save(part_name(self.path))
@@ -67,6 +83,7 @@ class ShardFile:
 
     def abort(self) -> None:
         """Remove what was written."""
+        self._core.stop()
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
@@ -131,11 +148,12 @@ class ShardWriter:
         with ShardWriter("out/train-%06d.tar", maxcount=10_000) as sink:
             sink.write({"__key__": "000001", "jpg": image_or_bytes, "cls": 7})
 
-    `pattern`: with one `%06d` or the like. `maxcount`: samples a shard; `maxsize`: bytes of a tar, headers and end marker
-    included. `lift`: columns for the index ("cls", "json:width"). `index`: where to write the index, None for none;
-    by default urls.index_name() of the shards. `encoders`, `allow_pickle`: see encode.encode. `post(path)` is called
-    after each shard. `overwrite`: files that the pattern names already are removed first,
+    `pattern`: with one `%06d` or the like. `maxcount`: samples a shard; `maxsize`: bytes of a tar, all included.
+    `lift`: columns for the index ("cls", "json:width"). `index`: where to write the index, None for none; by default
+    urls.index_name() of the shards. `encoders`, `allow_pickle`: see encode.encode. `post(path)` is called after each
+    shard. `overwrite`: files that the pattern names already are removed first,
     so that two runs never mix; without it they are an error.
+    `sync`: see ShardFile.
 
     A shard appears under its name when it is whole; what is unfinished at an exception is removed, and the index is
     written by close(). Raises EncodeError, SourceError (bad or repeated key), DestinationError.
@@ -147,14 +165,17 @@ class ShardWriter:
         maxcount: int = 100_000,
         maxsize: float = 3_000_000_000,
         *,
-        lift: build.Lift = (),
+        lift: Lift = (),
         index: str | None = "",
         encoders: Mapping[str, encode.Encoder] | None = None,
         allow_pickle: bool = False,
         post: Callable[[str], object] | None = None,
         start_shard: int = 0,
         overwrite: bool = False,
+        sync: bool = False,
     ) -> None:
+        if maxcount < 1 or maxsize < 1:
+            raise ValueError("maxcount and maxsize must be positive")
         check_pattern(pattern)
         existing = existing_shards(pattern)
         if existing and not overwrite:
@@ -165,8 +186,9 @@ class ShardWriter:
         self.pattern, self.shard = pattern, start_shard
         self.total = 0
         self._index_path, self._lift = index, lift
-        self._encoders, self._allow_pickle, self._post = encoders, allow_pickle, post
-        self._packer = Packer(maxcount, int(maxsize))
+        self._post, self._sync = post, sync
+        encoder = encode.make_encoder(allow_pickle, encoders)
+        self._limits = {"encode": encoder, "maxcount": maxcount, "maxsize": int(maxsize)}
         self._file: ShardFile | None = None
         self._parts: list[Index] = []
 
@@ -175,33 +197,17 @@ class ShardWriter:
 
         After an error the shard is as it was before.
         """
-        fields: dict[str, Any] = {}
-        nbytes = 0
-        key = sample.get("__key__")
-        if not isinstance(key, str):
-            raise SourceError(f"a sample must have a str under '__key__', not {key!r}")
-        base = len(key) if key.isascii() else len(key.encode("utf-8", "surrogateescape"))
-        for name, value in sample.items():
-            if name[:1] == "_":
-                continue
-            if type(value) is not bytes or name[-3:] == ".gz":
-                value = encode.encode(value, name, allow_pickle=self._allow_pickle, encoders=self._encoders)
-            fields[name] = value
-            n = len(value)
-            short = base + len(name) < 100 and n < 1 << 33 and name.isascii()
-            nbytes += 512 + (n + 511 & -512) if short else tar.member_nbytes(f"{key}.{name}", n)
-        if self._file is None or self._packer.is_full(nbytes):
+        written = self._file.add(sample) if self._file is not None else None
+        if written is None:  # full: the first sample of a shard always fits
             self._next()
-        assert self._file is not None
-        written = self._file.write(key, fields)
-        self._packer.add(nbytes)
+            written = self._file.add(sample)  # type: ignore[union-attr]
         self.total += 1
-        return written
+        return written  # type: ignore[return-value]
 
     def _next(self) -> None:
         self._finish()
-        self._file = ShardFile(self.pattern % self.shard, lift=self._lift)
-        self._packer.reset()
+        path = self.pattern % self.shard
+        self._file = ShardFile(path, lift=self._lift, sync=self._sync, core=self._limits)
         self.shard += 1
 
     def _finish(self) -> None:
