@@ -1,0 +1,87 @@
+"""Writing samples: ShardWriter against webdataset's; a tree of files: wds-shard against GNU tar and webdataset."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import webdataset
+
+import wdstools
+from bench import data
+from bench.compare import compare
+from bench.conftest import SMALL_COUNT
+
+WRITTEN = SMALL_COUNT // 2
+FILES = int(os.environ.get("BENCH_FILES", "10000"))
+
+
+def bench_small(benchmark: Any, fresh: Callable[[], Path]) -> None:
+    samples = list(data.samples(WRITTEN, data.SMALL))
+    sizes: dict[str, float] = {}
+
+    def write(sink: Any, name: str, folder: Path) -> None:
+        with sink:
+            for sample in samples:
+                sink.write(sample)
+        shards = list(map(str, folder.glob("*.tar")))
+        sizes[name] = data.total_bytes(shards) / WRITTEN
+
+    def ours() -> None:
+        folder = fresh()
+        write(wdstools.ShardWriter(f"{folder}/a-%06d.tar"), "wdstools", folder)
+
+    def theirs() -> None:
+        folder = fresh()
+        write(webdataset.ShardWriter(f"{folder}/a-%06d.tar", verbose=0), "webdataset", folder)
+
+    compare(
+        benchmark,
+        "ShardWriter.write of 1 kB samples, index included",
+        WRITTEN,
+        "samples/s",
+        ours,
+        {"webdataset": theirs},
+        {"webdataset": 25},
+    )
+    benchmark.extra_info["bytes_per_sample"] = sizes
+    assert sizes["wdstools"] <= 0.56 * sizes["webdataset"]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = data.tree(tmp_path_factory.mktemp("tree"), FILES, data.LARGE)
+    data.warm([str(path) for path in folder.glob("*/*")])
+    return folder
+
+
+def bench_tree(benchmark: Any, files: Path, fresh: Callable[[], Path]) -> None:
+    def ours() -> None:
+        command = [sys.executable, "-c", "from wdstools.cli.shard import main; main()"]
+        subprocess.run(
+            [*command, str(files), f"{fresh()}/t-%06d.tar", "--workers", "2", "--maxcount", "2500"], check=True
+        )
+
+    def tar() -> None:
+        subprocess.run(["tar", "cf", f"{fresh()}/t.tar", "-C", str(files), "."], check=True)
+
+    def webdataset_writer() -> None:
+        with webdataset.ShardWriter(f"{fresh()}/t-%06d.tar", maxcount=2500, verbose=0) as sink:
+            for number, folder in enumerate(sorted(files.iterdir())):
+                for path in sorted(folder.iterdir()):
+                    sink.write({"__key__": f"{folder.name}/{path.stem}", "jpg": path.read_bytes(), "cls": number})
+
+    compare(
+        benchmark,
+        f"wds-shard of a tree of {FILES:,} files of 110 kB, 2 workers, index included",
+        FILES,
+        "files/s",
+        ours,
+        {"GNU tar": tar, "webdataset": webdataset_writer},
+        {"GNU tar": 1, "webdataset": 5},
+    )
