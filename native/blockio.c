@@ -75,6 +75,8 @@ static int fill_from_pipe(prefetch *r, block *b) {
   return 0;
 }
 
+enum { FIRST_BYTES = 64 << 10 };
+
 static void *prefetch_main(void *arg) {
   prefetch *r = arg;
   pthread_mutex_lock(&r->lock);
@@ -86,7 +88,10 @@ static void *prefetch_main(void *arg) {
     block *b = r->ring[r->filled % PREFETCH_DEPTH];
     pthread_mutex_unlock(&r->lock);
     b->len = 0;
+    size_t cap = b->cap; /* the first ones are small, so that the consumer begins at once */
+    if (r->filled < 3 && cap > (size_t)FIRST_BYTES << 2 * r->filled) b->cap = (size_t)FIRST_BYTES << 2 * r->filled;
     int error = r->regular ? block_fill(b, r->fd, true, r->pos) : fill_from_pipe(r, b);
+    b->cap = cap;
     r->pos += b->len;
     pthread_mutex_lock(&r->lock);
     if (error) r->error = error;

@@ -21,7 +21,13 @@ static void block_dealloc(PyObject *op) {
   Py_DECREF(type);
 }
 
-static PyType_Slot block_slots[] = {{Py_tp_dealloc, block_dealloc}, {0, NULL}};
+/* Writable, for readinto: whoever keeps a view of it keeps the block out of the pool. */
+static int block_getbuffer(PyObject *op, Py_buffer *view, int flags) {
+  BlockObject *self = (BlockObject *)op;
+  return PyBuffer_FillInfo(view, op, self->b.data, (Py_ssize_t)self->b.cap, 0, flags);
+}
+
+static PyType_Slot block_slots[] = {{Py_tp_dealloc, block_dealloc}, {Py_bf_getbuffer, block_getbuffer}, {0, NULL}};
 PyType_Spec block_spec = {"wdstools._core.Block", sizeof(BlockObject), 0,
                           Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION, block_slots};
 

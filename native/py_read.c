@@ -3,119 +3,270 @@
 
 #include <errno.h>
 
+/* The columns of one batch of an index, as they lie in the file. */
+typedef struct {
+  Py_buffer shard, start, end, key_ends, key_data, shard_nbytes;
+  Py_ssize_t nrows;
+  bool attached;
+} row_columns;
+
 typedef struct {
   PyObject_HEAD
   builder make;
-  unsigned char *scratch; /* recycled; NULL while a read uses it */
+  row_columns rows;
+  unsigned char *scratch; /* recycled */
   size_t scratch_cap;
+  bool busy;              /* a read uses make and scratch; it may have let go of the GIL */
 } ReaderObject;
 
-enum { SCRATCH_KEPT = 16 << 20 };
+/* One read. Bytes [at, at + len) of the shard are in buf. */
+typedef struct {
+  builder *make, own; /* own: where the reader's is busy */
+  PyObject *backing;  /* the bytes object that buf belongs to, and views keep alive; or NULL */
+  unsigned char *buf;
+  size_t cap, len;
+  uint64_t start, end, at;
+  int fd;
+} read_call;
 
-/* The payload of a member at p. backing: the bytes object that a view must keep alive, or NULL. */
-static PyObject *payload(ReaderObject *self, PyObject *backing, const unsigned char *p, size_t n) {
-  if (!backing) return PyBytes_FromStringAndSize((const char *)p, (Py_ssize_t)n);
-  Py_ssize_t from = (const char *)p - PyBytes_AS_STRING(backing);
-  PyObject *whole = PyMemoryView_FromObject(backing);
-  PyObject *view = whole ? PySequence_GetSlice(whole, from, from + (Py_ssize_t)n) : NULL;
-  Py_XDECREF(whole);
-  (void)self;
-  return view;
+enum { WHOLE = 64 << 10, STEP = 4 << 10 }; /* up to WHOLE in one read; of larger samples, headers in STEPs */
+
+static int read_at(read_call *c, void *dst, size_t n, uint64_t pos) {
+  ssize_t got;
+  int error = 0;
+  Py_BEGIN_ALLOW_THREADS
+  got = pread_full(c->fd, dst, n, pos);
+  if (got < 0) error = errno;
+  Py_END_ALLOW_THREADS
+  if (got < 0) raise_errno(error, c->make->url);
+  else if ((size_t)got < n) raise_shard(c->make->st, E_TRUNCATED, "truncated in a sample", c->make->url, pos + (uint64_t)got);
+  return got < 0 || (size_t)got < n ? -1 : 0;
 }
 
-/* Parse buf, the bytes [start, start + n) of a shard, as exactly one sample. A new reference. */
-static PyObject *parse_sample(ReaderObject *self, const unsigned char *buf, size_t n, uint64_t start, PyObject *backing) {
-  builder *m = &self->make;
-  tar_walker w = {.pos = start};
-  uint64_t end = start + n;
+/* Have at least need bytes from pos on in buf, fewer only at the end of the sample. */
+static int look(read_call *c, uint64_t pos, size_t need) {
+  uint64_t left = c->end - pos, size = c->end - c->start;
+  if (need > left) need = (size_t)left;
+  if (c->len && pos >= c->at && pos + need <= c->at + c->len) return 0;
+  size_t n = size <= WHOLE || c->backing ? (size_t)left : need > STEP ? need : left < STEP ? (size_t)left : STEP;
+  if (n > c->cap) {
+    unsigned char *buf = PyMem_RawRealloc(c->buf, n > WHOLE ? n : WHOLE);
+    if (!buf) {
+      PyErr_NoMemory();
+      return -1;
+    }
+    c->buf = buf, c->cap = n > WHOLE ? n : WHOLE;
+  }
+  c->len = 0;
+  if (read_at(c, c->buf, n, pos)) return -1;
+  c->at = pos, c->len = n;
+  return 0;
+}
+
+/* The payload of a member: out of buf, or straight from the file into its own bytes. A new reference. */
+static PyObject *payload(read_call *c, const tar_member *m) {
+  size_t n = (size_t)m->nbytes;
+  if (c->backing) {
+    Py_ssize_t from = (Py_ssize_t)(m->offset - c->start);
+    PyObject *whole = PyMemoryView_FromObject(c->backing);
+    PyObject *view = whole ? PySequence_GetSlice(whole, from, from + (Py_ssize_t)n) : NULL;
+    Py_XDECREF(whole);
+    return view;
+  }
+  if (m->offset >= c->at && m->offset + n <= c->at + c->len)
+    return PyBytes_FromStringAndSize((const char *)c->buf + (m->offset - c->at), (Py_ssize_t)n);
+  PyObject *value = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)n);
+  if (value && read_at(c, PyBytes_AS_STRING(value), n, m->offset)) Py_CLEAR(value);
+  return value;
+}
+
+/* The next member, which must lie within the sample. */
+static int next_member(read_call *c, tar_walker *w, tar_member *member) {
+  builder *m = c->make;
+  uint64_t pos = w->pos;
+  w->need = TAR_BLOCK;
+  for (;;) {
+    size_t need = w->need;
+    if (look(c, pos, need)) return -1;
+    size_t avail = c->len - (size_t)(pos - c->at);
+    tar_status st = tar_next(w, c->buf + (pos - c->at), avail, member);
+    if (st == TAR_MORE && avail < c->end - pos && w->need > need) continue;
+    if (st == TAR_MEMBER && member->next <= c->end) return 0;
+    if (st == TAR_ERROR) raise_shard(m->st, E_HEADER, w->reason, m->url, w->at);
+    else raise_shard(m->st, E_HEADER, "the index has another end for this sample than the shard", m->url, pos);
+    return -1;
+  }
+}
+
+/* Bytes [start, end) as exactly one sample. A new reference. */
+static PyObject *parse_sample(read_call *c) {
+  builder *m = c->make;
+  tar_walker w = {.pos = c->start};
   int nsamples = 0;
-  while (w.pos < end) {
-    const unsigned char *here = buf + (w.pos - start);
+  while (w.pos < c->end) {
     tar_member member;
     PyObject *ext, *before;
     bool fresh;
     uint64_t at = w.pos;
-    tar_status st = tar_next(&w, here, (size_t)(end - w.pos), &member);
-    if (st == TAR_ERROR) return raise_shard(m->st, E_HEADER, w.reason, m->url, w.at);
-    if (st != TAR_MEMBER || member.next > end)
-      return raise_shard(m->st, E_HEADER, "the index has another end for this sample than the shard", m->url, at);
+    if (next_member(c, &w, &member)) return NULL;
     int wanted = builder_member(m, &member, &ext, &fresh, &before);
     Py_XDECREF(before);
     if (wanted < 0) return NULL;
     nsamples += fresh;
     if (nsamples > 1) return raise_shard(m->st, E_HEADER, "two samples where the index has one", m->url, at);
-    if (wanted &&
-        builder_put(m, ext, payload(self, backing, buf + (member.offset - start), (size_t)member.nbytes), member.header))
-      return NULL;
+    if (wanted && builder_put(m, ext, payload(c, &member), member.header)) return NULL;
   }
-  if (!m->sample) return raise_shard(m->st, E_HEADER, "no sample where the index has one", m->url, start);
+  if (!m->sample) return raise_shard(m->st, E_HEADER, "no sample where the index has one", m->url, c->start);
   PyObject *sample = m->sample;
   m->sample = NULL;
   return sample;
 }
 
-static PyObject *check_key(ReaderObject *self, PyObject *sample, PyObject *key, uint64_t start) {
-  core_state *st = self->make.st;
-  PyObject *found = PyDict_GetItemWithError(sample, st->s_key);
-  int same = key == Py_None ? 1 : found ? PyObject_RichCompareBool(found, key, Py_EQ) : -1;
-  if (same > 0) return sample;
-  if (same == 0) {
-    PyObject *reason = PyUnicode_FromFormat("sample %R where the index has %R", found, key);
-    const char *text = reason ? PyUnicode_AsUTF8(reason) : NULL;
-    if (text) raise_shard(st, E_HEADER, text, self->make.url, start);
-    Py_XDECREF(reason);
-  }
+static PyObject *check_key(read_call *c, PyObject *sample, const char *key, size_t len) {
+  builder *m = c->make;
+  if (m->key.len == len && memcmp(m->key.data, key, len) == 0) return sample;
+  PyObject *found = PyDict_GetItemWithError(sample, m->st->s_key);
+  PyObject *want = PyUnicode_DecodeUTF8(key, (Py_ssize_t)len, "replace");
+  PyObject *reason = found && want ? PyUnicode_FromFormat("sample %R where the index has %R", found, want) : NULL;
+  const char *text = reason ? PyUnicode_AsUTF8(reason) : NULL;
+  if (text) raise_shard(m->st, E_HEADER, text, m->url, c->start);
+  Py_XDECREF(want);
+  Py_XDECREF(reason);
   Py_DECREF(sample);
   return NULL;
 }
 
+/* The sample in bytes [start, end) of the shard behind fd, which must have the key. */
+static PyObject *read_sample(ReaderObject *self, int fd, uint64_t start, uint64_t end, const char *key, size_t key_len,
+                             PyObject *url, PyObject *local_path) {
+  read_call c = {.fd = fd, .start = start, .end = end, .make = &self->make};
+  PyObject *sample = NULL;
+  bool mine = !self->busy;
+  if (mine) {
+    self->busy = true;
+    c.buf = self->scratch, c.cap = self->scratch_cap;
+    self->scratch = NULL, self->scratch_cap = 0;
+  } else {
+    c.make = &c.own;
+    if (builder_init(&c.own, self->make.st, self->make.fields, self->make.views)) return NULL;
+  }
+  Py_XSETREF(c.make->url, Py_NewRef(url));
+  Py_XSETREF(c.make->local_path, local_path == Py_None ? NULL : Py_NewRef(local_path));
+  Py_CLEAR(c.make->sample);
+  unsigned char *scratch = c.buf;
+  size_t scratch_cap = c.cap;
+  if (self->make.views) {
+    c.backing = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(end - start));
+    c.buf = c.backing ? (unsigned char *)PyBytes_AS_STRING(c.backing) : NULL;
+    c.cap = (size_t)(end - start);
+  }
+  if (!self->make.views || c.backing) sample = parse_sample(&c);
+  if (sample) sample = check_key(&c, sample, key, key_len);
+  Py_CLEAR(c.make->sample);
+  if (!self->make.views) scratch = c.buf, scratch_cap = c.cap;
+  Py_XDECREF(c.backing);
+  if (mine) self->scratch = scratch, self->scratch_cap = scratch_cap, self->busy = false;
+  else PyMem_RawFree(scratch), builder_clear(&c.own);
+  return sample;
+}
+
 static PyObject *reader_read(PyObject *op, PyObject *const *args, Py_ssize_t nargs) {
-  ReaderObject *self = (ReaderObject *)op;
-  builder *m = &self->make;
-  if (nargs != 6) {
-    PyErr_SetString(PyExc_TypeError, "read(fd, start, end, key, url, local_path)");
+  if (nargs != 6 || !PyUnicode_Check(args[3])) {
+    PyErr_SetString(PyExc_TypeError, "read(fd: int, start: int, end: int, key: str, url: str, local_path)");
     return NULL;
   }
   int fd = (int)PyLong_AsLong(args[0]);
   uint64_t start = PyLong_AsUnsignedLongLong(args[1]), end = PyLong_AsUnsignedLongLong(args[2]);
   if (PyErr_Occurred()) return NULL;
-  if (start >= end || end - start > PY_SSIZE_T_MAX / 2) {
+  if (start >= end || end > INT64_MAX) {
     PyErr_SetString(PyExc_ValueError, "not a byte range");
     return NULL;
   }
-  size_t n = (size_t)(end - start), cap = self->scratch_cap;
-  unsigned char *buf = self->scratch;
-  PyObject *backing = NULL, *sample = NULL;
-  self->scratch = NULL; /* another thread may come while we read without the GIL */
-  if (m->views) {
-    backing = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)n);
-  } else if (!buf || cap < n) {
-    PyMem_RawFree(buf);
-    cap = n < (1 << 18) ? 1 << 18 : n;
-    buf = PyMem_RawMalloc(cap);
-    if (!buf) PyErr_NoMemory();
-  }
-  unsigned char *dst = backing ? (unsigned char *)PyBytes_AS_STRING(backing) : m->views ? NULL : buf;
-  if (dst) {
-    ssize_t got;
-    int error = 0;
-    Py_BEGIN_ALLOW_THREADS
-    got = pread_full(fd, dst, n, start);
-    if (got < 0) error = errno;
-    Py_END_ALLOW_THREADS
-    Py_XSETREF(m->url, Py_NewRef(args[4]));
-    Py_XSETREF(m->local_path, args[5] == Py_None ? NULL : Py_NewRef(args[5]));
-    Py_CLEAR(m->sample);
-    if (got < 0) raise_errno(error, m->url);
-    else if ((size_t)got < n) raise_shard(m->st, E_TRUNCATED, "truncated in a sample", m->url, start + (uint64_t)got);
-    else sample = parse_sample(self, dst, n, start, backing);
-    if (sample) sample = check_key(self, sample, args[3], start);
-    Py_CLEAR(m->sample);
-  }
-  Py_XDECREF(backing);
-  if (buf && (self->scratch || cap > SCRATCH_KEPT)) PyMem_RawFree(buf);
-  else if (buf) self->scratch = buf, self->scratch_cap = cap;
+  PyObject *key = PyUnicode_AsEncodedString(args[3], "utf-8", "surrogateescape");
+  if (!key) return NULL;
+  PyObject *sample = read_sample((ReaderObject *)op, fd, start, end, PyBytes_AS_STRING(key), (size_t)PyBytes_GET_SIZE(key),
+                                 args[4], args[5]);
+  Py_DECREF(key);
   return sample;
+}
+
+/* A number of a column that came from a file: it need not be aligned. */
+static uint64_t number(const Py_buffer *column, size_t i) {
+  uint32_t narrow;
+  uint64_t wide;
+  if (column->itemsize == 8) memcpy(&wide, (char *)column->buf + 8 * i, sizeof wide);
+  else memcpy(&narrow, (char *)column->buf + 4 * i, sizeof narrow), wide = narrow;
+  return wide;
+}
+
+/* Where the key of a row lies in key_data; false where the offsets are none (negative ones are too large). */
+static bool find_key(const row_columns *r, Py_ssize_t row, const char **key, size_t *len) {
+  uint64_t a = number(&r->key_ends, (size_t)row), b = number(&r->key_ends, (size_t)row + 1);
+  if (a > b || b > (uint64_t)r->key_data.len) return false;
+  *key = (const char *)r->key_data.buf + a, *len = (size_t)(b - a);
+  return true;
+}
+
+/* files: per shard None or (fd, url, local_path, ...). None: not as simple as that, let Python see to it. */
+static PyObject *reader_read_row(PyObject *op, PyObject *const *args, Py_ssize_t nargs) {
+  ReaderObject *self = (ReaderObject *)op;
+  const row_columns *r = &self->rows;
+  if (nargs != 2 || !PyLong_Check(args[0]) || !PyList_Check(args[1])) {
+    PyErr_SetString(PyExc_TypeError, "read_row(row: int, files: list)");
+    return NULL;
+  }
+  Py_ssize_t row = PyLong_AsSsize_t(args[0]);
+  if (row == -1 && PyErr_Occurred()) return NULL;
+  if (!r->attached || row < 0 || row >= r->nrows) Py_RETURN_NONE;
+  uint64_t shard = number(&r->shard, (size_t)row);
+  uint64_t start = number(&r->start, (size_t)row), end = number(&r->end, (size_t)row);
+  const char *key;
+  size_t key_len;
+  if (shard >= (uint64_t)PyList_GET_SIZE(args[1]) || shard >= (uint64_t)r->shard_nbytes.len / 8 || start >= end ||
+      end > number(&r->shard_nbytes, (size_t)shard) || end > INT64_MAX || !find_key(r, row, &key, &key_len))
+    Py_RETURN_NONE;
+  PyObject *file = PyList_GET_ITEM(args[1], (Py_ssize_t)shard);
+  if (!PyTuple_Check(file) || PyTuple_GET_SIZE(file) < 3) Py_RETURN_NONE;
+  Py_INCREF(file); /* the list may let go of it while we read */
+  int fd = (int)PyLong_AsLong(PyTuple_GET_ITEM(file, 0));
+  PyObject *sample = fd == -1 && PyErr_Occurred()
+                         ? NULL
+                         : read_sample(self, fd, start, end, key, key_len, PyTuple_GET_ITEM(file, 1), PyTuple_GET_ITEM(file, 2));
+  Py_DECREF(file);
+  return sample;
+}
+
+static void detach(row_columns *r) {
+  Py_buffer *all[] = {&r->shard, &r->start, &r->end, &r->key_ends, &r->key_data, &r->shard_nbytes};
+  for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+    if (all[i]->obj) PyBuffer_Release(all[i]);
+  r->attached = false;
+}
+
+/* attach(shard, start, end, key_ends, key_data, shard_nbytes): buffers of u32, u64, u64, i32 or i64, bytes, u64. */
+static PyObject *reader_attach(PyObject *op, PyObject *const *args, Py_ssize_t nargs) {
+  row_columns *r = &((ReaderObject *)op)->rows;
+  Py_buffer *all[] = {&r->shard, &r->start, &r->end, &r->key_ends, &r->key_data, &r->shard_nbytes};
+  if (nargs != 6 || ((ReaderObject *)op)->busy) {
+    PyErr_SetString(PyExc_TypeError, "attach(shard, start, end, key_ends, key_data, shard_nbytes)");
+    return NULL;
+  }
+  detach(r);
+  for (int i = 0; i < 6; i++)
+    if (PyObject_GetBuffer(args[i], all[i], PyBUF_FORMAT | PyBUF_ND)) {
+      detach(r);
+      return NULL;
+    }
+  r->nrows = r->shard.len / 4;
+  if (r->shard.itemsize != 4 || r->start.itemsize != 8 || r->end.itemsize != 8 || r->shard_nbytes.itemsize != 8 ||
+      (r->key_ends.itemsize != 4 && r->key_ends.itemsize != 8) || r->start.len != r->nrows * 8 ||
+      r->end.len != r->nrows * 8 || r->key_ends.len < (r->nrows + 1) * r->key_ends.itemsize) {
+    detach(r);
+    PyErr_SetString(PyExc_ValueError, "columns that do not go together");
+    return NULL;
+  }
+  r->attached = true;
+  Py_RETURN_NONE;
 }
 
 static PyObject *reader_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
@@ -129,11 +280,19 @@ static PyObject *reader_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
 }
 
 static int reader_traverse(PyObject *op, visitproc visit, void *arg) {
+  row_columns *r = &((ReaderObject *)op)->rows;
   Py_VISIT(Py_TYPE(op));
+  Py_VISIT(r->shard.obj);
+  Py_VISIT(r->start.obj);
+  Py_VISIT(r->end.obj);
+  Py_VISIT(r->key_ends.obj);
+  Py_VISIT(r->key_data.obj);
+  Py_VISIT(r->shard_nbytes.obj);
   return builder_visit(&((ReaderObject *)op)->make, visit, arg);
 }
 
 static int reader_clear(PyObject *op) {
+  detach(&((ReaderObject *)op)->rows);
   builder_clear(&((ReaderObject *)op)->make);
   return 0;
 }
@@ -150,6 +309,11 @@ static void reader_dealloc(PyObject *op) {
 static PyMethodDef reader_methods[] = {
     {"read", (PyCFunction)(void (*)(void))reader_read, METH_FASTCALL,
      "read(fd, start, end, key, url, local_path): the sample in bytes [start, end) of the shard behind fd"},
+    {"attach", (PyCFunction)(void (*)(void))reader_attach, METH_FASTCALL,
+     "attach(shard, start, end, key_ends, key_data, shard_nbytes): the columns of a batch of an index, for read_row"},
+    {"read_row", (PyCFunction)(void (*)(void))reader_read_row, METH_FASTCALL,
+     "read_row(row, files): the sample of a row, files being None or (fd, url, local_path, ...) for each shard; None where "
+     "the shard is not open or the row is not sound"},
     {NULL, NULL, 0, NULL}};
 static PyType_Slot reader_slots[] = {{Py_tp_doc, "SampleReader(fields=None, views=False): samples by byte range"},
                                      {Py_tp_new, reader_new},

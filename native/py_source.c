@@ -47,12 +47,14 @@ static int more_from_object(bio *b) {
   py_source *s = b->owner;
   BlockObject *fresh = block_new(s->st, s->block_bytes);
   if (!fresh) return BIO_EXCEPTION;
+  PyObject *whole = PyMemoryView_FromObject((PyObject *)fresh);
+  if (!whole) goto fail;
   while (fresh->b.len < fresh->b.cap) {
     size_t room = fresh->b.cap - fresh->b.len;
-    PyObject *view = PyMemoryView_FromMemory((char *)fresh->b.data + fresh->b.len, (Py_ssize_t)room, PyBUF_WRITE);
+    PyObject *view = PySequence_GetSlice(whole, (Py_ssize_t)fresh->b.len, (Py_ssize_t)fresh->b.cap);
     if (!view) goto fail;
     PyObject *got = PyObject_CallMethodOneArg(s->file, s->st->s_readinto, view);
-    /* The block may go back to the pool: nobody may keep a view of it. */
+    /* Nobody may write to it later. Slices that somebody keeps keep the block out of the pool. */
     PyObject *released = got ? PyObject_CallMethod(view, "release", NULL) : NULL;
     Py_DECREF(view);
     Py_XDECREF(released);
@@ -67,11 +69,13 @@ static int more_from_object(bio *b) {
     if (!n) break;
     fresh->b.len += (size_t)n;
   }
+  Py_DECREF(whole);
   Py_XSETREF(s->cur, fresh);
   b->cur = &fresh->b;
   b->cur_pos = b->pos;
   return 0;
 fail:
+  Py_XDECREF(whole);
   Py_DECREF(fresh);
   return BIO_EXCEPTION;
 }

@@ -6,6 +6,9 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+/* Two of them: one is filled while a thread writes the other. Larger ones fall out of the second level cache. */
+#define WRITE_BYTES ((size_t)512 << 10)
+
 typedef struct {
   PyObject_HEAD
   int fd;
@@ -423,7 +426,7 @@ static PyObject *writer_finish(PyObject *op, PyObject *Py_UNUSED(ignored)) {
     return NULL;
   }
   self->busy = true;
-  int failed = put(self, marker, sizeof marker) || flush(self);
+  int failed = put(self, marker, sizeof marker) || flush(self) || settle(self);
   self->busy = false;
   self->broken = true; /* nothing may follow the end marker */
   stop_thread(self);
@@ -445,8 +448,8 @@ static PyObject *writer_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
   self->fd = fd, self->mtime = mtime, self->pid = getpid();
   self->maxcount = maxcount, self->maxsize = maxsize;
   self->encode = encode == Py_None ? NULL : Py_NewRef(encode);
-  self->buf = (block){PyMem_RawMalloc(BLOCK_BYTES), 0, BLOCK_BYTES};
-  self->spare = (block){PyMem_RawMalloc(BLOCK_BYTES), 0, BLOCK_BYTES};
+  self->buf = (block){PyMem_RawMalloc(WRITE_BYTES), 0, WRITE_BYTES};
+  self->spare = (block){PyMem_RawMalloc(WRITE_BYTES), 0, WRITE_BYTES};
   if (self->buf.data && self->spare.data) return (PyObject *)self;
   Py_DECREF(self);
   return PyErr_NoMemory();
@@ -464,6 +467,10 @@ static int writer_clear(PyObject *op) {
 }
 
 static PyObject *writer_stop(PyObject *op, PyObject *Py_UNUSED(ignored)) {
+  if (((WriterObject *)op)->busy) { /* in another thread, which uses ours */
+    PyErr_SetString(PyExc_ValueError, "writer already executing");
+    return NULL;
+  }
   ((WriterObject *)op)->broken = true;
   stop_thread((WriterObject *)op);
   Py_RETURN_NONE;

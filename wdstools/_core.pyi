@@ -1,6 +1,8 @@
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from os import PathLike
 from typing import Any, Protocol, TypeAlias
+
+from typing_extensions import Buffer
 
 class Readable(Protocol):
     def readinto(self, buffer: memoryview, /) -> int | None: ...
@@ -38,9 +40,18 @@ class Walker(Iterator[tuple[str, str, str, int, int, int, int]]):
 
 class SampleReader:
     def __new__(cls, fields: Iterable[str] | None = None, views: bool = False) -> SampleReader: ...
-    def read(
-        self, fd: int, start: int, end: int, key: str | None, url: str, local_path: str | None, /
-    ) -> dict[str, Any]: ...
+    def read(self, fd: int, start: int, end: int, key: str, url: str, local_path: str | None, /) -> dict[str, Any]: ...
+    def attach(
+        self,
+        shard: Buffer,
+        start: Buffer,
+        end: Buffer,
+        key_ends: Buffer,
+        key_data: Buffer,
+        shard_nbytes: Buffer,
+        /,
+    ) -> None: ...
+    def read_row(self, row: int, files: Sequence[tuple[Any, ...] | None], /) -> dict[str, Any] | None: ...
 
 class Writer:
     nbytes: int

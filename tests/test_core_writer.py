@@ -1,0 +1,236 @@
+"""_core.Writer: what it writes is read back by everybody; a sample that fails leaves nothing behind."""
+
+from __future__ import annotations
+
+import io
+import os
+import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import URL, items, reference, regular, samples_of
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from wdstools import _core, tar
+from wdstools.errors import SourceError
+
+MIB = 1 << 20
+
+
+@contextmanager
+def writing(mtime: int = 0, **options: Any) -> Iterator[tuple[int, _core.Writer]]:
+    fd = os.memfd_create("out")
+    writer = _core.Writer(fd, mtime, **options)
+    try:
+        yield fd, writer
+    finally:
+        writer.stop()
+        os.close(fd)
+
+
+def content(fd: int) -> bytes:
+    return os.pread(fd, os.fstat(fd).st_size, 0)
+
+
+def finished(fd: int, writer: _core.Writer) -> bytes:
+    """Finish, and check that the columns are exactly those of a scan."""
+    columns = writer.finish()
+    assert columns == _core.scan(fd, URL)
+    assert columns["nbytes"] == os.fstat(fd).st_size
+    return content(fd)
+
+
+keys = st.lists(
+    st.sampled_from(
+        ["a", "b", "d/1", "d.x/2", "é", "k" * 101, "p" * 100 + "/" + "n" * 90, "q" * 300, "\udcff", "x\ny"]
+    ),
+    unique=True,
+    max_size=6,
+)
+fields = st.dictionaries(
+    st.sampled_from(["jpg", "cls", "SEG.png", "", "é", "x" * 80, "json", "__key__", "_x"]),
+    st.binary(max_size=20) | st.integers(500, 1500).map(bytes),
+    max_size=5,
+).filter(lambda f: any(not k.startswith("_") for k in f))
+samples = keys.flatmap(lambda ks: st.tuples(*[st.tuples(st.just(k), fields) for k in ks]))
+
+
+@settings(max_examples=120, deadline=None)
+@given(samples=samples, mtime=st.integers(0, 2**33 - 1))
+def test_everybody_reads_it_back(samples: list[tuple[str, dict[str, bytes]]], mtime: int) -> None:
+    with writing(mtime) as (fd, writer):
+        taken = [writer.write(key, values) for key, values in samples]
+        assert writer.nsamples == len(samples)
+        assert writer.nbytes == sum(taken)
+        data = finished(fd, writer)
+    assert len(data) == sum(taken) + 1024
+    flat = [(f"{k}.{e}", v) for k, vs in samples for e, v in sorted(vs.items()) if not e.startswith("_")]
+    assert sum(taken) == sum(tar.member_nbytes(name, len(value)) for name, value in flat)
+    with tarfile.open(fileobj=io.BytesIO(data)) as t:
+        members = t.getmembers()
+        assert [(m.name, t.extractfile(m).read()) for m in members] == flat  # type: ignore[union-attr]
+        assert {m.mtime for m in members} <= {mtime}
+    want = reference(data)
+    assert [s["__key__"] for s in want] == [key for key, _ in samples]
+    assert items(samples_of(data)) == items(want)
+
+
+def test_golden_bytes() -> None:
+    with writing(1000) as (fd, writer):
+        assert writer.write("a", {"txt": b"hello", "cls": memoryview(b"7")}) == 2048
+        want = tar.format_header("a.cls", 1, 1000) + b"7" + bytes(511)
+        want += tar.format_header("a.txt", 5, 1000) + b"hello" + bytes(507) + bytes(1024)
+        assert finished(fd, writer) == want
+
+
+def test_files_are_copied(tmp_path: Path) -> None:
+    big, empty = tmp_path / "big", tmp_path / "empty"
+    big.write_bytes(os.urandom(9 * MIB + 5))
+    empty.write_bytes(b"")
+    with writing() as (fd, writer):
+        writer.write("a", {"bin": (str(big), 9 * MIB + 5), "txt": (empty, 0), "raw": (big, -1)})
+        (sample,) = samples_of(finished(fd, writer))
+    assert sample["bin"] == sample["raw"] == big.read_bytes()
+    assert sample["txt"] == b""
+
+
+BIG = bytes(9 * MIB)  # more than what is buffered: half of the sample is in the file when it fails
+
+BAD_SAMPLES: dict[str, tuple[Any, dict[Any, Any], type[Exception]]] = {
+    "no fields": ("x", {}, SourceError),
+    "only hidden fields": ("x", {"__key__": b"x"}, SourceError),
+    "dot in key": ("x.y", {"txt": b"1"}, SourceError),
+    "empty key": ("", {"txt": b"1"}, SourceError),
+    "metadata key": ("__x__/a", {"txt": b"1"}, SourceError),
+    "nul in key": ("x\0y", {"txt": b"1"}, SourceError),
+    "nul in field": ("x", {"t\0t": b"1"}, SourceError),
+    "slash in field": ("x", {"a": BIG, "t/t": b"1"}, SourceError),
+    "surrogate in key": ("\ud800", {"txt": b"1"}, UnicodeEncodeError),
+    "surrogate in field": ("x", {"a": BIG, "\ud800": b"1"}, UnicodeEncodeError),
+    "key twice": ("good", {"txt": b"1"}, SourceError),
+    "key twice, big": ("good", {"txt": BIG}, SourceError),
+    "field twice": ("x", {"TXT": b"1", "txt": b"2"}, SourceError),
+    "field twice, big": ("x", {"TXT": BIG, "txt": b"2"}, SourceError),
+    "new field names, then a bad one": ("x", {"new1": b"1", "new2": b"2", "t/t": b"1"}, SourceError),
+    "a str": ("x", {"a": BIG, "txt": "text"}, TypeError),
+    "a number": ("x", {"a": BIG, "txt": 5}, TypeError),
+    "None": ("x", {"txt": None}, TypeError),
+    "a buffer with gaps": ("x", {"a": BIG, "txt": memoryview(b"123456")[::2]}, BufferError),
+    "missing file": ("x", {"a": BIG, "txt": ("/no/such/file", 5)}, FileNotFoundError),
+    "a folder": ("x", {"a": BIG, "txt": ("/tmp", -1)}, SourceError),
+    "a device": ("x", {"a": BIG, "txt": ("/dev/zero", -1)}, SourceError),
+    "file of another size": ("x", {"a": BIG, "txt": (__file__, 3)}, SourceError),
+    "tuple of one": ("x", {"txt": ("/tmp",)}, TypeError),
+    "field is no str": ("x", {5: b"1"}, SourceError),
+    "name over 1 MiB": ("n" * (MIB + 5), {"txt": b"1"}, SourceError),
+    "name just over the header group": ("n" * (MIB - 1000), {"txt": b"1"}, SourceError),
+    "name of 5 MiB": ("n" * (5 * MIB), {"txt": b"1"}, SourceError),
+    "key is no str": (b"x", {"txt": b"1"}, TypeError),
+}
+
+
+@pytest.mark.parametrize("name", list(BAD_SAMPLES))
+def test_a_failing_sample_leaves_nothing(name: str) -> None:
+    key, values, error = BAD_SAMPLES[name]
+    good = [("good", {"txt": b"1", "jpg": b"j" * 3000}), ("last", {"cls": b"5", "png": bytes(5 * MIB)})]
+    with writing() as (fd, writer):
+        writer.write(*good[0])
+        nbytes = writer.nbytes
+        for _ in range(2):
+            with pytest.raises(error):
+                writer.write(key, values)
+            assert (writer.nbytes, writer.nsamples) == (nbytes, 1)
+        writer.write(*good[1])
+        data = finished(fd, writer)
+    with writing() as (fd, writer):
+        for sample in good:
+            writer.write(*sample)
+        assert data == finished(fd, writer), "as if the failing sample had never been"
+
+
+def test_a_failing_first_sample() -> None:
+    with writing() as (fd, writer):
+        with pytest.raises(SourceError):
+            writer.write("x", {"a": BIG, "t/t": b"1"})
+        assert finished(fd, writer) == bytes(1024)
+
+
+def test_nothing_follows_the_end() -> None:
+    with writing() as (fd, writer):
+        writer.write("a", {"txt": b"1"})
+        data = finished(fd, writer)
+        for call in (lambda: writer.write("b", {"txt": b"1"}), writer.finish):
+            with pytest.raises(ValueError):
+                call()
+        assert content(fd) == data
+
+
+@pytest.mark.parametrize("nbytes", [1, 5 * MIB, 20 * MIB])
+def test_a_full_disk_is_an_error_at_the_latest_in_finish(nbytes: int) -> None:
+    with open("/dev/full", "wb", buffering=0) as f:
+        writer = _core.Writer(f.fileno(), 0)
+        with pytest.raises(OSError, match="No space left"):
+            writer.write("a", {"txt": bytes(nbytes)})
+            writer.finish()
+        with pytest.raises(ValueError):
+            writer.finish()
+        writer.stop()
+
+
+def test_a_pipe_takes_a_shard_but_no_rollback() -> None:
+    out, into = os.pipe()
+    with open(out, "rb") as reading, open(into, "wb") as f:
+        writer = _core.Writer(f.fileno(), 0)
+        writer.write("a", {"txt": b"1"})
+        with pytest.raises(SourceError):
+            writer.write("b.c", {"txt": b"1"})  # still in the buffer: nothing to take back from the pipe
+        writer.write("d", {"txt": b"2"})
+        columns = writer.finish()
+        f.close()
+        data = reading.read()
+    with regular(data) as fd:
+        assert _core.scan(fd, URL) == columns
+
+
+def test_an_encoder_that_writes_into_the_same_writer() -> None:
+    writer: Any = None
+
+    def encode(value: Any, name: str) -> bytes:
+        writer.write("inner", {"txt": b"1"})
+        return str(value).encode()
+
+    with writing(encode=encode) as (fd, writer):
+        assert writer.add({"__key__": "outer", "cls": 5}) == 1024
+        keys = [s["__key__"] for s in samples_of(finished(fd, writer))]
+    assert keys == ["inner", "outer"]
+
+
+def test_add_says_when_the_shard_is_full() -> None:
+    with writing(maxcount=2) as (fd, writer):
+        assert [writer.add({"__key__": k, "txt": b"1"}) for k in "abc"] == [1024, 1024, None]
+        assert len(samples_of(finished(fd, writer))) == 2
+    with writing(maxsize=2048 + 1024) as (fd, writer):
+        assert [writer.add({"__key__": k, "txt": b"1"}) for k in "abc"] == [1024, 1024, None]
+        assert len(finished(fd, writer)) == 3072
+    with writing(maxsize=10) as (fd, writer):
+        assert writer.add({"__key__": "a", "txt": b"1"}) == 1024, "one sample always goes in"
+
+
+def test_the_child_of_a_fork_cannot_go_on() -> None:
+    with writing() as (fd, writer):
+        writer.write("a", {"txt": BIG})
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                writer.write("b", {"txt": BIG})
+            except RuntimeError:
+                code = 0
+            os._exit(code)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        writer.write("c", {"txt": b"1"})
+        assert [s["__key__"] for s in samples_of(finished(fd, writer))] == ["a", "c"]
