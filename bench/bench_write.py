@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,24 +21,27 @@ WRITTEN = SMALL_COUNT // 2
 FILES = int(os.environ.get("BENCH_FILES", "10000"))
 
 
-def bench_small(benchmark: Any, fresh: Callable[[], Path]) -> None:
+def bench_small(benchmark: Any, tmp_path: Path) -> None:
     samples = list(data.samples(WRITTEN, data.SMALL))
     sizes: dict[str, float] = {}
 
-    def write(sink: Any, name: str, folder: Path) -> None:
+    out = tmp_path / "out"
+
+    def empty() -> None:
+        shutil.rmtree(out, ignore_errors=True)
+        out.mkdir()
+
+    def write(sink: Any, name: str) -> None:
         with sink:
             for sample in samples:
                 sink.write(sample)
-        shards = list(map(str, folder.glob("*.tar")))
-        sizes[name] = data.total_bytes(shards) / WRITTEN
+        sizes[name] = data.total_bytes(list(map(str, out.glob("*.tar")))) / WRITTEN
 
     def ours() -> None:
-        folder = fresh()
-        write(wdstools.ShardWriter(f"{folder}/a-%06d.tar"), "wdstools", folder)
+        write(wdstools.ShardWriter(f"{out}/a-%06d.tar"), "wdstools")
 
     def theirs() -> None:
-        folder = fresh()
-        write(webdataset.ShardWriter(f"{folder}/a-%06d.tar", verbose=0), "webdataset", folder)
+        write(webdataset.ShardWriter(f"{out}/a-%06d.tar", verbose=0), "webdataset")
 
     compare(
         benchmark,
@@ -48,6 +51,7 @@ def bench_small(benchmark: Any, fresh: Callable[[], Path]) -> None:
         ours,
         {"webdataset": theirs},
         {"webdataset": 25},
+        before=empty,
     )
     benchmark.extra_info["bytes_per_sample"] = sizes
     assert sizes["wdstools"] <= 0.56 * sizes["webdataset"]
@@ -60,18 +64,22 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def bench_tree(benchmark: Any, files: Path, fresh: Callable[[], Path]) -> None:
+def bench_tree(benchmark: Any, files: Path) -> None:
+    out = files.parent / "out"
+
+    def empty() -> None:
+        shutil.rmtree(out, ignore_errors=True)
+        out.mkdir()
+
     def ours() -> None:
         command = [sys.executable, "-c", "from wdstools.cli.shard import main; main()"]
-        subprocess.run(
-            [*command, str(files), f"{fresh()}/t-%06d.tar", "--workers", "2", "--maxcount", "2500"], check=True
-        )
+        subprocess.run([*command, str(files), f"{out}/t-%06d.tar", "--workers", "2", "--maxcount", "2500"], check=True)
 
     def tar() -> None:
-        subprocess.run(["tar", "cf", f"{fresh()}/t.tar", "-C", str(files), "."], check=True)
+        subprocess.run(["tar", "cf", f"{out}/t.tar", "-C", str(files), "."], check=True)
 
     def webdataset_writer() -> None:
-        with webdataset.ShardWriter(f"{fresh()}/t-%06d.tar", maxcount=2500, verbose=0) as sink:
+        with webdataset.ShardWriter(f"{out}/t-%06d.tar", maxcount=2500, verbose=0) as sink:
             for number, folder in enumerate(sorted(files.iterdir())):
                 for path in sorted(folder.iterdir()):
                     sink.write({"__key__": f"{folder.name}/{path.stem}", "jpg": path.read_bytes(), "cls": number})
@@ -84,4 +92,5 @@ def bench_tree(benchmark: Any, files: Path, fresh: Callable[[], Path]) -> None:
         ours,
         {"GNU tar": tar, "webdataset": webdataset_writer},
         {"GNU tar": 1, "webdataset": 5},
+        before=empty,
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,17 +53,3 @@ def wids(tmp_path_factory: pytest.TempPathFactory) -> Any:
     import wids
 
     return wids
-
-
-@pytest.fixture
-def fresh(tmp_path: Path) -> Iterator[Callable[[], Path]]:
-    """A call that gives an empty folder, the ones before it removed."""
-    import shutil
-
-    def make() -> Path:
-        shutil.rmtree(tmp_path / "out", ignore_errors=True)
-        (tmp_path / "out").mkdir()
-        return tmp_path / "out"
-
-    yield make
-    shutil.rmtree(tmp_path / "out", ignore_errors=True)

@@ -21,7 +21,7 @@ from webdataset import filters, gopen, tariterators
 from webdataset.handlers import reraise_exception
 
 from wdstools import urls
-from wdstools.reader import samples_of
+from wdstools.reader import reading
 from wdstools.samples import Sample
 from wdstools.storage import Source, open_object, open_source
 
@@ -78,7 +78,8 @@ def _expand(
 ) -> Iterator[Sample]:
     for item in items:
         try:
-            yield from samples_of(open_item(item), select=select, rename=rename)
+            with reading(open_item(item), select=select, rename=rename) as samples:
+                yield from samples
         except Exception as error:  # noqa: BLE001  # the handler decides, as in webdataset
             if not handler(error):
                 return

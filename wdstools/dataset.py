@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import operator
 import os
-from collections import OrderedDict
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, overload
 
@@ -99,6 +99,9 @@ class Dataset:
         self._views = views
         self._files = _Files(index)
         self._reader = _core.SampleReader(self._fields, views)
+        index.attach(self._reader)
+        self._read_row = self._reader.read_row
+        self._whole = rows is None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -113,15 +116,18 @@ class Dataset:
         Raises IndexError, KeyMissingError (a KeyError) with keys that are near, StaleIndexError where the shard is not
         what the index describes. Of several samples with one key, the first of the view is returned.
         """
+        if self._whole and type(item) is int:  # the hot path: rows are numbers
+            try:
+                sample = self._read_row(item, self._files.open)
+            except ShardError as error:
+                raise self._stale(error) from error
+            if sample is not None:
+                return sample
         if isinstance(item, str):
             return self._read(self._row_of(item))
         if isinstance(item, slice):
             return Dataset(self.index, self.rows[item], fields=self._fields, views=self._views)
-        number = operator.index(item)
-        n = len(self.rows)
-        if not -n <= number < n:
-            raise IndexError(f"sample {number} of {n}")
-        return self._read(int(self.rows[number]))
+        return self._read(self._checked(operator.index(item)))
 
     def __iter__(self) -> Iterator[Sample]:
         for row in self.rows:
@@ -151,15 +157,20 @@ class Dataset:
         return int(self.rows[number])
 
     def _read(self, row: int) -> Sample:
-        key, shard, start, end = self.index.locate(row)
         try:
-            file = self._files.get(shard)
-            return self._reader.read(file.fd, start, end, key, file.url, file.path)
+            sample = self._read_row(row, self._files.open)
+            if sample is not None:
+                return sample
+            key, shard, start, end = self.index.locate(row)
+            fd, url, path, _ = self._files.get(shard)
+            return self._reader.read(fd, start, end, key, url, path)
         except ShardError as error:
-            raise StaleIndexError(
-                f"{self.index.name}: does not describe {self.index.shards.url[shard]} any more: {error}; "
-                "rebuild it with wds-index build"
-            ) from error
+            raise self._stale(error) from error
+
+    def _stale(self, error: ShardError) -> StaleIndexError:
+        return StaleIndexError(
+            f"{self.index.name}: does not describe {error.url} any more: {error}; rebuild it with wds-index build"
+        )
 
     def _row_of(self, key: str) -> int:
         positions = [p for p in map(self._position, self.index.find(key)) if p is not None]
@@ -197,32 +208,37 @@ def _near(dataset: Dataset, key: str) -> list[str]:
     return difflib.get_close_matches(key, some, 3, 0.5)
 
 
-class _File:
-    """A descriptor that is closed with the last reference to it, so that no reader loses it to the LRU."""
+class _Descriptor:
+    """Closes a descriptor with the last reference to it, so that no reader loses it when others are opened."""
 
-    __slots__ = ("fd", "path", "url")
+    __slots__ = ("fd",)
 
-    def __init__(self, fd: int, path: str, url: str) -> None:
-        self.fd, self.path, self.url = fd, path, url
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
 
     def __del__(self) -> None:
         os.close(self.fd)
 
 
+_File = tuple[int, str, str, _Descriptor]  # descriptor, url, path, what closes it
+
+
 class _Files:
-    """The last few shards that were used, opened and checked against the index."""
+    """The last shards that were opened, checked against the index. `open`: per shard a _File or None."""
 
     def __init__(self, index: Index) -> None:
         self._index = index
-        self._open: OrderedDict[int, _File] = OrderedDict()
+        self.open: list[_File | None] = [None] * len(index.shards)
+        self._order: deque[int] = deque()
 
     def get(self, shard: int) -> _File:
-        file = self._open.get(shard)
+        file = self.open[shard]
         if file is None:
             fd, path = build.open_shard(self._index, shard)
-            file = self._open[shard] = _File(fd, path, self._index.shards.url[shard])
-            while len(self._open) > OPEN_FILES:
-                self._open.popitem(last=False)
+            file = self.open[shard] = (fd, self._index.shards.url[shard], path, _Descriptor(fd))
+            self._order.append(shard)
+            if len(self._order) > OPEN_FILES:
+                self.open[self._order.popleft()] = None
         return file
 
 

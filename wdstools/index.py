@@ -16,6 +16,7 @@ and whose schema metadata has `wds.version` = "1" and `wds.shards`, JSON: {"url"
 
 from __future__ import annotations
 
+import array
 import bisect
 import json
 import os
@@ -25,8 +26,9 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from wdstools import urls
+from wdstools import _core, urls
 from wdstools.columns import FIELD_TYPE
 from wdstools.errors import IndexFileError, NotFoundError, QueryError
 from wdstools.samples import hash_key
@@ -34,6 +36,7 @@ from wdstools.samples import hash_key
 VERSION = "1"
 SUFFIX = ".wdsindex"
 BATCH_ROWS = 1 << 24
+CHECK_ROWS = 1 << 20  # rows at a time, where numbers are checked
 CORE = ("key", "shard", "start", "end", "fields")
 HIDDEN = ("_hash", "_row")
 
@@ -70,8 +73,16 @@ class Shards:
             raise ValueError("shard table with columns of different lengths")
         if not all(type(value) is int and value >= 0 for name in columns for value in columns[name] if name != "url"):
             raise ValueError("shard table with a count that is not a number")
+        if not all(isinstance(url, str) for url in columns["url"]):
+            raise ValueError("shard table with a URL that is not text")
         columns["url"] = [_resolve(url, base) for url in columns["url"]]
         return cls(**columns)
+
+
+def canonical(url: str) -> str:
+    """Return the URL by which two indexes know the same shard: local paths are absolute, the others as they are."""
+    path = urls.local_path(url)
+    return url if path is None else os.path.abspath(path)
 
 
 def _absolute(url: str) -> str:
@@ -123,11 +134,15 @@ def _numbers(column: pa.Array, code: Literal["I", "Q"]) -> memoryview:
 class Index:
     """An index, in memory or mapped from a file. Rows are samples, from 0, in the order of the shards.
 
-    `table`: the Arrow table; `shards`: the shard table; `path`: the file, or None.
+    `table`: the Arrow table; `shards`: the shard table; `path`: the file, or None; `metadata`: what else the file says
+    of itself, as `wds.job`.
     """
 
-    def __init__(self, table: pa.Table, shards: Shards, path: str | None = None) -> None:
+    def __init__(
+        self, table: pa.Table, shards: Shards, path: str | None = None, metadata: dict[str, str] | None = None
+    ) -> None:
         self.table, self.shards, self.path = table, shards, path
+        self.metadata = metadata or {}
         batches = [_Batch(batch) for batch in table.to_batches() if batch.num_rows]
         self._batches = batches
         self._first = [0]
@@ -144,17 +159,17 @@ class Index:
                 table = reader.read_all()
         except FileNotFoundError as error:
             raise NotFoundError(f"{path}: no such index") from error
-        except (pa.ArrowInvalid, OSError) as error:
-            raise IndexFileError(f"{path}: not an index: {error}") from error
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise IndexFileError(f"{path}: not an index: {_line(error)}") from error
         try:
-            return cls(table, _check_schema(table, os.path.dirname(path)), path)
-        except (pa.ArrowInvalid, ValueError, KeyError, TypeError) as error:
-            raise IndexFileError(f"{path}: not an index of version {VERSION}: {error}") from error
+            return cls(table, _check_schema(table, os.path.dirname(path)), path, _metadata(table))
+        except (pa.ArrowException, ValueError, LookupError, TypeError, RecursionError) as error:
+            raise IndexFileError(f"{path}: not an index of version {VERSION}: {_line(error)}") from error
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the index; the file appears whole or not at all. URLs of shards below its folder become relative."""
         path = os.path.abspath(path)
-        metadata = {"wds.version": VERSION, "wds.shards": self.shards.to_json(os.path.dirname(path))}
+        metadata = {**self.metadata, "wds.version": VERSION, "wds.shards": self.shards.to_json(os.path.dirname(path))}
         table = self.table.replace_schema_metadata(metadata)
         temporary = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.tmp")
         try:
@@ -168,6 +183,13 @@ class Index:
             if os.path.exists(temporary):
                 os.unlink(temporary)
             raise
+
+    def attach(self, reader: _core.SampleReader) -> None:
+        """Let a reader find rows by itself, where the index is one batch (more of them: over 16 million rows)."""
+        if len(self._batches) == 1:
+            b = self._batches[0]
+            nbytes = array.array("Q", [min(n, (1 << 63) - 1) for n in self.shards.nbytes])
+            reader.attach(b.shard, b.start, b.end, b.key_ends, b.key_data, nbytes)
 
     @property
     def name(self) -> str:
@@ -203,14 +225,9 @@ class Index:
 
     def fields(self, row: int) -> list[Field]:
         """Return where the payloads of a row lie, in the order of the shard. Raises IndexError, IndexFileError."""
-        _, shard, start, end = self.locate(row)
-        self._validate()
-        found = [Field(**item) for item in self.table.column("fields")[row].as_py()]
-        if not all(start <= f.header < f.offset <= f.offset + f.nbytes <= end for f in found):
-            raise IndexFileError(
-                f"{self.name}: row {row} has a field outside of its sample in {self.shards.url[shard]}"
-            )
-        return found
+        self._check(row)
+        self.validate()
+        return [Field(**item) for item in self.table.column("fields")[row].as_py()]
 
     def find(self, key: str) -> list[int]:
         """Return the rows of a key, in order: none, one, or more where shards share keys."""
@@ -227,7 +244,8 @@ class Index:
                     i += 1
 
     def duplicates(self) -> dict[str, list[int]]:
-        """Return the keys that more than one row has, with the rows."""
+        """Return the keys that more than one row has, with the rows. Raises IndexFileError."""
+        self.validate()
         hashes = self.table.column("_hash").to_numpy()
         rows = self.table.column("_row").to_numpy()
         found: dict[str, list[int]] = {}
@@ -238,42 +256,93 @@ class Index:
         return {key: sorted(set(rows)) for key, rows in found.items()}
 
     def columns(self) -> list[str]:
-        """Return the names of the columns that a query sees."""
+        """Return the names of the columns that the file has."""
         return [name for name in self.table.column_names if name not in HIDDEN]
 
+    def lifted(self) -> list[str]:
+        """Return the names of the columns beside key, shard, start, end and fields."""
+        return [name for name in self.columns() if name not in CORE]
+
+    def view(self) -> pa.Table:
+        """Return the table that queries and lists see: the columns, and what follows from them. Nothing is copied but
+        row and nbytes. Raises IndexFileError.
+
+        `row`: its number; `nbytes`: end - start; `url`, `file`: of the shard, and its last part; and `width` for a
+        lifted `json:width`. A column of the file goes before one of these with the same name.
+        """
+        self.validate()
+        table = self.table.select(self.columns())
+        shard = table.column("shard")
+        more: dict[str, Any] = {
+            "row": np.arange(len(self), dtype=np.int64),
+            "nbytes": pc.subtract(table.column("end"), table.column("start")),
+            "url": _named(shard, self.shards.url),
+            "file": _named(shard, [_file(url) for url in self.shards.url]),
+        }
+        for name in self.lifted():
+            more.setdefault(name.partition(":")[2], table.column(name))
+        for name, column in more.items():
+            if name and name not in table.column_names:
+                table = table.append_column(name, column if isinstance(column, pa.ChunkedArray) else pa.array(column))
+        return table
+
     def where(self, sql: str) -> np.ndarray[Any, np.dtype[np.int64]]:
-        """Return the rows, ascending, for which a condition in DuckDB's SQL holds. Raises QueryError."""
+        """Return the rows, ascending, for which a condition in DuckDB's SQL over view() holds.
+
+        It reads nothing but the index: files, the network, settings and Python's variables are out of its reach.
+        Raises QueryError, IndexFileError.
+        """
         import duckdb
 
-        self._validate()
-        table = self.table.select(self.columns()).append_column("_n", pa.array(np.arange(len(self), dtype=np.int64)))
-        with duckdb.connect(config={"enable_external_access": "false"}) as connection:
-            connection.register("samples", table)
-            try:
-                found = connection.execute(f"SELECT _n FROM samples WHERE ({sql}\n) ORDER BY _n").fetchnumpy()["_n"]
-            except duckdb.Error as error:
-                raise QueryError(f"{str(error).strip()}\ncolumns: {', '.join(self.columns())}") from error
-        return np.asarray(found, dtype=np.int64)
+        view = self.view()
+        number = next(name for name in ("_n", "__n", "___n") if name not in view.column_names)
+        table = view.append_column(number, pa.array(np.arange(len(self), dtype=np.int64)))
+        off = ("enable_external_access", "python_enable_replacements", "autoload_known_extensions")
+        try:
+            with duckdb.connect(config=dict.fromkeys(off, "false")) as connection:
+                connection.register("samples", table)
+                connection.execute("SET lock_configuration = true")
+                # filter() takes one expression, so that nothing can stand behind the parenthesis
+                found = connection.table("samples").filter(f"({sql}\n)").project(number).fetchnumpy()[number]
+        except duckdb.Error as error:
+            raise QueryError(f"{str(error).strip()}\ncolumns: {', '.join(view.column_names)}") from error
+        return np.sort(np.asarray(found, dtype=np.int64))
 
-    def _validate(self) -> None:
-        """Arrow's own full check, once, before Arrow or DuckDB follow offsets that came from a file."""
+    def validate(self) -> None:
+        """Check everything that came from a file, once, before anybody follows its numbers. Raises IndexFileError.
+
+        A look-up of single rows does without: it checks just these.
+        """
         if self._validated:
             return
         try:
             self.table.validate(full=True)
-        except pa.ArrowInvalid as error:
-            raise IndexFileError(f"{self.name}: {error}") from error
+            problem = _problem(self.table, self.shards)
+        except (pa.ArrowException, UnicodeError) as error:
+            problem = _line(error)
+        if problem:
+            raise IndexFileError(f"{self.name}: {problem}; build it anew with wds-index build --force")
         self._validated = True
+
+    _validate = validate
 
     def _check(self, row: int) -> None:
         if not 0 <= row < len(self):
             raise IndexError(f"row {row} of {len(self)}")
 
     def select_shards(self, wanted: Sequence[int]) -> np.ndarray[Any, np.dtype[np.int64]]:
-        """Return the rows of some shards (numbers of the shard table), in the order of the shards given."""
+        """Return the rows of some shards (numbers of the shard table), in the order of the shards given.
+
+        Raises IndexFileError."""
+        self.validate()
         ends = np.cumsum(self.shards.nsamples, dtype=np.int64)
         ranges = [np.arange(ends[i] - self.shards.nsamples[i], ends[i]) for i in wanted]
         return np.concatenate(ranges) if ranges else np.zeros(0, np.int64)
+
+
+def _metadata(table: pa.Table) -> dict[str, str]:
+    found = table.schema.metadata or {}
+    return {k.decode(): v.decode() for k, v in found.items() if k not in (b"wds.version", b"wds.shards")}
 
 
 def _check_schema(table: pa.Table, base: str) -> Shards:
@@ -282,6 +351,9 @@ def _check_schema(table: pa.Table, base: str) -> Shards:
         raise ValueError(f"wds.version is {metadata.get(b'wds.version', b'nothing').decode()!r}")
     types = {"shard": pa.uint32(), "start": pa.uint64(), "end": pa.uint64(), "fields": pa.list_(FIELD_TYPE)}
     types |= {"_hash": pa.uint64(), "_row": pa.uint64()}
+    if len(set(table.column_names)) != len(table.column_names):
+        raise ValueError("two columns have the same name")
+    table.validate()
     for name, want in types.items():
         if table.schema.field(name).type != want:
             raise ValueError(f"column {name} is {table.schema.field(name).type}, not {want}")
@@ -290,8 +362,53 @@ def _check_schema(table: pa.Table, base: str) -> Shards:
     for name in (*types, "key"):
         if table.column(name).null_count:
             raise ValueError(f"column {name} has nulls")
-    table.validate()
     shards = Shards.from_json(metadata[b"wds.shards"], base)
     if sum(shards.nsamples) != table.num_rows:
         raise ValueError("the shard table and the rows have different numbers of samples")
     return shards
+
+
+def _problem(table: pa.Table, shards: Shards) -> str | None:
+    """What is wrong with the numbers of an index that Arrow finds well-formed."""
+    first = np.cumsum([0, *shards.nsamples], dtype=np.int64)
+    nbytes = np.array([min(n, (1 << 63) - 1) for n in shards.nbytes], np.uint64)
+    row = 0
+    for batch in table.to_batches(max_chunksize=CHECK_ROWS):
+        rows = np.arange(row, row + batch.num_rows)
+        shard, start, end = (batch.column(name).to_numpy() for name in ("shard", "start", "end"))
+        if not np.array_equal(shard, np.searchsorted(first, rows, side="right") - 1):
+            return f"rows from {row} on are not in the order of the shard table"
+        if not np.all((start < end) & (end <= nbytes[shard])):
+            return f"a row from {row} on lies outside of its shard"
+        fields = batch.column("fields")
+        struct = fields.flatten()
+        ext, *places = struct.flatten()
+        if struct.null_count or ext.null_count or ext.dictionary.null_count or any(p.null_count for p in places):
+            return f"a row from {row} on has a field with nulls"
+        header, offset, size = (place.to_numpy() for place in places)
+        of = np.repeat(np.arange(batch.num_rows), fields.value_lengths().to_numpy())
+        inside = (start[of] <= header) & (header < offset) & (offset <= end[of])
+        if not np.all(inside & (size <= end[of] - np.minimum(offset, end[of]))):
+            return f"a row from {row} on has a field outside of its sample"
+        row += batch.num_rows
+    hashes, order = (table.column(name).to_numpy() for name in HIDDEN)
+    if np.any(hashes[1:] < hashes[:-1]) or np.any(order >= len(order)):
+        return "the hashes of the keys are not sorted"
+    if not np.all(np.bincount(order.astype(np.int64), minlength=len(order)) == 1):
+        return "the hashes of the keys do not belong to the rows"
+    return None
+
+
+def _named(shard: pa.ChunkedArray, names: list[str]) -> pa.ChunkedArray:
+    texts = pa.array([name.encode("utf-8", "backslashreplace").decode() for name in names], pa.utf8())
+    chunks = [pa.DictionaryArray.from_arrays(chunk, texts) for chunk in shard.chunks]
+    return pa.chunked_array(chunks, type=pa.dictionary(pa.uint32(), pa.utf8()))
+
+
+def _file(url: str) -> str:
+    return url if urls.scheme(url) == "pipe" else urls.basename(url)
+
+
+def _line(error: BaseException) -> str:
+    """What an error of Arrow says, in one line."""
+    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -45,21 +46,23 @@ def stream(
     for shard in _each(shards):
         try:
             source = open_source(shard) if isinstance(shard, str) else open_object(shard)
-            yield from samples_of(source, wanted, views=views, select=select, rename=rename)
+            with reading(source, wanted, views=views, select=select, rename=rename) as samples:
+                yield from samples
         except (WdsError, OSError) as error:
             if not _go_on(handler, error):
                 return
 
 
-def samples_of(
+@contextlib.contextmanager
+def reading(
     source: Source,
     fields: frozenset[str] | None = None,
     *,
     views: bool = False,
     select: Callable[[str], object] | None = None,
     rename: Callable[[str], str] | None = None,
-) -> Iterator[Sample]:
-    """Yield the samples of one opened shard, and close it. Arguments and errors as for stream()."""
+) -> Iterator[Iterator[Sample]]:
+    """The samples of one opened shard, as a context that closes it. Arguments and errors as for stream()."""
     with source:
         samples = _core.Stream(
             source.handle,
@@ -72,7 +75,7 @@ def samples_of(
             head=source.head,
         )
         try:
-            yield from samples
+            yield samples
         finally:
             samples.close()
 

@@ -47,6 +47,7 @@ class ShardFile:
     ) -> None:
         self.path = os.fspath(path)
         self._lift, self._part, self._sync = lift, part, sync
+        self.metadata: dict[str, str] = {}  # of the part
         self._temporary = _hidden(self.path, ".tmp")
         self._fd = os.open(self._temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
         self._core = _core.Writer(self._fd, MTIME, **(core or {}))
@@ -74,6 +75,7 @@ class ShardFile:
         if self._sync:
             os.fsync(self._fd)
         index = build.from_columns(columns, self.path, fd=self._fd, lift=self._lift)
+        index.metadata.update(self.metadata)
         if self._part:
             index.save(part_name(self.path))
         os.close(self._fd)
@@ -250,5 +252,11 @@ def check_pattern(pattern: str) -> None:
 
 
 def existing_shards(pattern: str) -> list[str]:
-    """Return the files that a pattern may have named before, sorted."""
-    return sorted(glob.glob(_NUMBER.sub("*", glob.escape(pattern), count=1)))
+    """Return the files that a pattern may have named before, with numbers of any width, sorted."""
+    number = _NUMBER.search(pattern)
+    if number is None:
+        return []
+    head, tail = (re.escape(text % ()) for text in (pattern[: number.start()], pattern[number.end() :]))
+    form = re.compile(f"{head}[0-9]+{tail}", re.DOTALL)
+    folder = os.path.dirname(pattern % 0)
+    return sorted(path for path in glob.glob(os.path.join(glob.escape(folder), "*")) if form.fullmatch(path))

@@ -87,7 +87,7 @@ def progress(total: int | None, unit: str, desc: str, disable: bool = False) -> 
         delay=2,
         file=sys.stderr,
         dynamic_ncols=True,
-        unit_scale=True,
+        unit_scale=unit == "B",
         unit_divisor=1000,
         leave=False,
     )

@@ -1,0 +1,143 @@
+"""Where shards go: names for them from DEST, what lies there already, and how samples are packed into them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from wdstools import tar, urls, writer
+from wdstools.convert.options import Options
+from wdstools.convert.sources import Entry
+from wdstools.errors import DestinationError
+
+_NUMBER = re.compile(r"%[0-9]*d")
+_GOOD_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,60}")
+
+
+class Target(NamedTuple):
+    """A set of shards: one split, or all there is (split is "")."""
+
+    split: str
+    pattern: str
+
+    @property
+    def index(self) -> str:
+        """Where the index goes."""
+        return urls.index_name([urls.escape(self.pattern % 0)])
+
+    def existing(self) -> Iterator[tuple[int, str]]:
+        """Yield (number, path) of the files that the pattern names, of any width, in order."""
+        return iter(sorted(_matching(self.pattern)))
+
+
+def _matching(pattern: str) -> list[tuple[int, str]]:
+    folder, name = os.path.split(pattern)
+    number = _NUMBER.search(name)
+    if number is None or not os.path.isdir(folder or "."):
+        return []
+    head, tail = name[: number.start()], name[number.end() :]
+    form = re.compile(re.escape(head % ()) + "([0-9]+)" + re.escape(tail % ()))
+    found = ((form.fullmatch(item), item) for item in os.listdir(folder or "."))
+    return [(int(match[1]), os.path.join(folder, item)) for match, item in found if match]
+
+
+def targets(dest: str, name: str, splits: Sequence[tuple[str, float]]) -> list[Target]:
+    """Return the sets of shards that DEST stands for. Raises DestinationError where it names none."""
+    if urls.scheme(dest) != "file":
+        raise DestinationError(f"{dest}: wds-shard writes to local folders; copy the shards from there")
+    path = urls.local_path(dest) or ""
+    base = os.path.basename(path)
+    names = [split for split, _ in splits]
+    if "%" not in base:
+        if base.lower().endswith((".tar", ".tgz", ".gz", ".zst")):
+            stem = re.sub(r"[-_.]*(\{[^}]*\}|[0-9]+)?$", "", base.partition(".")[0]) or "shards"
+            raise DestinationError(
+                f"{dest}: is one shard; name many, as in {os.path.join(os.path.dirname(path), stem)}-%06d.tar"
+            )
+        stem = name if _GOOD_NAME.fullmatch(name) else "shards"
+        found = [Target(n, os.path.join(path, f"{n}-%06d.tar")) for n in names] or [
+            Target("", os.path.join(path, f"{stem}-%06d.tar"))
+        ]
+    elif names:
+        found = [Target(n, _with_split(path, n)) for n in names]
+    else:
+        found = [Target("", path)]
+    for target in found:
+        writer.check_pattern(target.pattern)
+        if not (target.pattern % 0).endswith(".tar"):
+            raise DestinationError(f"{target.pattern!r}: shards are plain tars, so the name must end with .tar")
+    if len({target.index for target in found}) < len(found):
+        raise DestinationError(f"{dest}: all splits would have the index {found[0].index}; put %s where the split goes")
+    return found
+
+
+def _with_split(pattern: str, split: str) -> str:
+    folder, name = os.path.split(pattern)
+    split = split.replace("%", "%%")
+    if "%s" in name:
+        return os.path.join(folder, name.replace("%s", split, 1))
+    number = _NUMBER.search(name)
+    if number is None:
+        return pattern  # check_pattern says what is wrong
+    head, tail = name[: number.start()], name[number.start() :]
+    joint = "" if not head or head[-1] in "-_." else "-"
+    return os.path.join(folder, f"{head}{joint}{split}-{tail}")
+
+
+class ShardPlan(NamedTuple):
+    """A shard to be: it holds the samples order[start:stop] of its target. `nbytes`: of the tar."""
+
+    path: str
+    start: int
+    stop: int
+    nbytes: int
+
+
+def pack(entries: Sequence[Entry], order: Sequence[int], target: Target, options: Options) -> list[ShardPlan]:
+    """Say which samples go into which shard."""
+    packer = writer.Packer(options.maxcount, options.maxsize)
+    plans: list[ShardPlan] = []
+    start = 0
+    member_nbytes = tar.member_nbytes
+    for position, i in enumerate(order):
+        key, _, parts = entries[i]
+        nbytes = 0
+        short = 99 - len(key) if key.isascii() else -1
+        for k in range(0, len(parts), 3):
+            ext, size = parts[k], parts[k + 2]
+            if len(ext) <= short and size < 1 << 33 and ext.isascii():
+                nbytes += 512 + (size + 511 & -512)
+            else:
+                nbytes += member_nbytes(f"{key}.{ext}", size)
+        before = packer.nbytes
+        if packer.add(nbytes):
+            plans.append(ShardPlan(target.pattern % len(plans), start, position, before))
+            start = position
+    if order:
+        plans.append(ShardPlan(target.pattern % len(plans), start, len(order), packer.nbytes))
+    return plans
+
+
+def hidden(path: str, suffix: str) -> str:
+    """Return the name of a file that goes with another while a job is under way."""
+    folder, name = os.path.split(path)
+    return os.path.join(folder, f".{name}{suffix}")
+
+
+def sweep(found: Sequence[Target], *, parts: bool) -> None:
+    """Remove temporary files of shards, parts and indexes; with `parts`, the parts too."""
+    for target in found:
+        folder, name = os.path.split(target.pattern)
+        number = _NUMBER.search(name)
+        if number is None or not os.path.isdir(folder or "."):
+            continue
+        shard = re.escape(name[: number.start()] % ()) + "[0-9]+" + re.escape(name[number.end() :] % ())
+        forms = [rf"\.{shard}\.tmp", rf"\.\.{shard}\.part\.tmp", rf"\.{re.escape(os.path.basename(target.index))}\.tmp"]
+        form = re.compile("|".join(forms + ([rf"\.{shard}\.part"] if parts else [])))
+        for item in os.listdir(folder or "."):
+            if item[0] == "." and form.fullmatch(item):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(os.path.join(folder, item))

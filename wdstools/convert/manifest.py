@@ -1,0 +1,266 @@
+"""Tables of samples (.csv .tsv .jsonl .parquet) -> entries: columns of paths, columns that are fields, the rest as json."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+from wdstools import encode
+from wdstools.convert.options import Options
+from wdstools.convert.sources import Entry, Faults, Listing, finish, relative_key, split_file, why_no_field
+from wdstools.errors import EncodeError, SourceError
+
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
+_KEYS = ("__key__", "key", "id")
+_FIELDS = ("cls", "txt", "json")  # columns with these names become fields
+_INT, _FLOAT = r"^-?(0|[1-9][0-9]{0,17})$", r"^-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?$"
+_BATCH = 16_384
+
+Row = dict[str, Any]
+
+
+def is_manifest(path: str) -> bool:
+    """Say whether a path is named like a manifest."""
+    return path.lower().endswith(SUFFIXES)
+
+
+class _Columns(NamedTuple):
+    """What the columns are for. `files`: (column, field or "" for the extension of each file)."""
+
+    key: str | None
+    files: list[tuple[str, str]]
+    inline: list[str]
+    by: str | None
+
+
+def list_manifest(path: str, options: Options, faults: Faults) -> Listing:
+    """List a manifest. Paths in it are relative to its folder."""
+    root = os.path.abspath(os.path.dirname(path)).rstrip("/") + "/"
+    listing = Listing("manifest", root, name=os.path.basename(path).partition(".")[0])
+    columns: _Columns | None = None
+    for where, row in _rows(path, faults):
+        if columns is None:
+            columns = _choose(path, row, root, options)
+        entry = _entry(row, where, root, columns, options, faults)
+        if entry is not None:
+            listing.entries.append(entry)
+    if columns is None:
+        raise SourceError(f"{path}: no rows")
+    return finish(listing, options, faults, path)
+
+
+def _choose(path: str, first: Row, root: str, options: Options) -> _Columns:
+    names = list(first)
+    for name in [n for n, _ in options.files] + list(options.inline) + [options.key_column, options.by]:
+        if name and name not in first:
+            raise SourceError(f"{path}: has no column {name!r}; it has {', '.join(names)}")
+    key = options.key_column or next((name for name in _KEYS if name in first), None)
+    files = list(options.files)
+    if not files:
+        files = [(n, "") for n in names if n != key and isinstance(first[n], str) and _is_file(root, first[n])]
+    taken = {key, *(name for name, _ in files)}
+    inline = [n for n in names if n in options.inline or (n in _FIELDS and n not in taken)]
+    if not files and not inline:
+        raise SourceError(
+            f"{path}: no column of its first row names a file below {root}: say which with --files COLUMN, "
+            "or which columns are fields with --inline"
+        )
+    if not files and key is None:
+        raise SourceError(f"{path}: nothing to make keys of: name a column with --key-column")
+    by = options.by
+    return _Columns(key, files, inline, by)
+
+
+def _is_file(root: str, value: str) -> bool:
+    return bool(value) and "\0" not in value and os.path.isfile(os.path.join(root, value))
+
+
+def _entry(row: Row, where: str, root: str, columns: _Columns, options: Options, faults: Faults) -> Entry | None:
+    parts: dict[str, tuple[Any, int]] = {}
+    key = "" if columns.key is None or row.get(columns.key) is None else str(row[columns.key])
+    for column, field in columns.files:
+        value = row.get(column)
+        if not isinstance(value, str) or not value:
+            return faults.add(key or where, where, "no file in its row", f"column {column!r} is {value!r}")
+        wrong, name, about = _look(value, root, field, options)
+        if not key:
+            folder, slash, base = relative_key(value, root).rpartition("/")
+            key = folder + slash + split_file(base, options.dotted, options.keys == "number")[0]
+        if wrong is None and name in parts:
+            wrong = ("two files for one field", f"field {name!r}; name the fields: --files {column}=FIELD")
+        if wrong is not None or about is None:
+            return faults.add(key, f"{where}: {os.path.join(root, value)}", *(wrong or ("", "")))
+        parts[name] = (value if value.startswith("/") else os.path.normpath(value), about.st_size)
+    if not key:
+        return faults.add(where, where, "no key in its row", f"column {columns.key!r} is empty")
+    used = {columns.key, *(column for column, _ in columns.files)}
+    rest = {n: v for n, v in row.items() if n not in used and n not in columns.inline}
+    try:
+        inlined = _inlined(row, rest, columns)
+    except (EncodeError, ValueError) as error:
+        return faults.add(key, where, "a value that is no field", str(error))
+    for name, data in inlined.items():
+        if name in parts:
+            return faults.add(key, where, "two files for one field", f"field {name!r} is a file and a column")
+        parts[name] = (data, len(data))
+    group = None if columns.by is None else str(row.get(columns.by))
+    return Entry(key, group, tuple(x for name in sorted(parts) for x in (name, *parts[name])))
+
+
+def _look(
+    value: str, root: str, field: str, options: Options
+) -> tuple[tuple[str, str] | None, str, os.stat_result | None]:
+    """(what is wrong, field, stat) of a file that a row names."""
+    base = value.rpartition("/")[2]
+    name = field.lower() or split_file(base, options.dotted, options.keys == "number")[1]
+    if not name:
+        return why_no_field(base), name, None
+    if "\0" in value:
+        return ("a NUL in the path", ""), name, None
+    try:
+        about = os.stat(root + value if value[:1] != "/" else value)
+    except OSError as error:
+        return ((error.strerror or str(error)).lower(), ""), name, None
+    return (None if stat.S_ISREG(about.st_mode) else ("not a regular file", "")), name, about
+
+
+def _inlined(row: Row, rest: Row, columns: _Columns) -> dict[str, bytes]:
+    """The columns of a row as fields; `rest` joins the json, where there is one. Raises EncodeError, ValueError."""
+    found: dict[str, bytes] = {}
+    for name in columns.inline:
+        value = row.get(name)
+        if value is None:
+            continue
+        if name == "json" and rest:
+            whole = json.loads(value) if isinstance(value, str | bytes) else value
+            if not isinstance(whole, dict):
+                raise ValueError("column 'json' is no JSON object, so that the other columns cannot join it")
+            if both := [n for n in rest if n in whole]:
+                raise ValueError(f"{both[0]!r} is a column and a name in column 'json'")
+            rest = {**whole, **rest}
+            continue
+        found[name.lower()] = _bytes(value, name)
+    if rest:
+        found["json"] = json.dumps(_plain(rest), ensure_ascii=False).encode("utf-8", "surrogatepass")
+    return found
+
+
+def _bytes(value: Any, name: str) -> bytes:
+    if isinstance(value, bool | dict | list):
+        return json.dumps(_plain(value), ensure_ascii=False).encode()
+    if isinstance(value, float) and value.is_integer() and name == "cls":
+        value = int(value)  # a column of integers with a null, as pandas writes it
+    return encode.encode(value if isinstance(value, bytes | str) else str(value), name)
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON has it: no NaN, dates and decimals as text. Raises ValueError for bytes."""
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, bytes):
+        raise ValueError("a column of bytes has no place in json: make it a field with --inline")
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if isinstance(value, str | int | bool | None) else str(value)
+
+
+def _rows(path: str, faults: Faults) -> Iterator[tuple[str, Row]]:
+    """Yield (where, row) of a manifest."""
+    kind = os.path.splitext(path)[1].lower()
+    try:
+        if kind == ".parquet":
+            rows: Iterable[tuple[int, Row]] = enumerate(_parquet(path), 1)
+        elif kind in (".csv", ".tsv"):
+            rows = enumerate(_csv(path, "," if kind == ".csv" else "\t"), 1)
+        else:
+            rows = _jsonl(path, faults)
+        for number, row in rows:
+            yield f"{path}: row {number}", row
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        raise SourceError(f"{path}: cannot be read: {error}") from error
+
+
+def _jsonl(path: str, faults: Faults) -> Iterator[tuple[int, Row]]:
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line)
+            except ValueError as error:
+                faults.add(f"row {number}", f"{path}: row {number}", "not JSON", str(error))
+                continue
+            if isinstance(row, dict):
+                yield number, row
+            else:
+                faults.add(f"row {number}", f"{path}: row {number}", "not a JSON object")
+
+
+def _parquet(path: str) -> Iterator[Row]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=_BATCH):
+                yield from batch.to_pylist()
+    except pa.ArrowException as error:
+        raise SourceError(f"{path}: not a parquet file: {error}") from error
+
+
+def _csv(path: str, delimiter: str) -> Iterator[Row]:
+    """The rows of a table of text: a column is numbers or booleans where all of it is, and written as such; an empty
+    cell is None."""
+    import pyarrow as pa
+
+    try:
+        kinds = _kinds(path, delimiter)
+        for batch in _batches(path, delimiter):
+            columns = []
+            for name, kind in kinds.items():
+                values = batch.column(name).to_pylist()
+                columns.append([None if v == "" or v is None else kind(v) for v in values])
+            for values in zip(*columns, strict=True):
+                yield dict(zip(kinds, values, strict=True))
+    except pa.ArrowException as error:
+        raise SourceError(f"{path}: not a table: {error}") from error
+
+
+def _batches(path: str, delimiter: str) -> Iterator[Any]:
+    import pyarrow as pa
+    from pyarrow import csv
+
+    parse = csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
+    with csv.open_csv(path, parse_options=parse) as reader:
+        names = reader.schema.names
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise SourceError(f"{path}: two columns are called {sorted(twice)[0]!r}")
+    text = csv.ConvertOptions(column_types=dict.fromkeys(names, pa.utf8()), strings_can_be_null=False)
+    with csv.open_csv(path, parse_options=parse, convert_options=text) as reader:
+        yield from reader
+
+
+def _kinds(path: str, delimiter: str) -> dict[str, Any]:
+    import pyarrow.compute as pc
+
+    left: dict[str, list[tuple[str, Any]]] = {}
+    forms = [(_INT, int), (_FLOAT, float), (r"^(true|false)$", lambda text: text == "true"), ("", str)]
+    for batch in _batches(path, delimiter):
+        for name in batch.schema.names:
+            column = batch.column(name)
+            filled = column.filter(pc.not_equal(column, ""))
+            candidates = left.setdefault(name, list(forms))
+            while len(candidates) > 1 and not pc.all(pc.match_substring_regex(filled, candidates[0][0])).as_py():
+                if candidates[0][1] is int and pc.all(pc.match_substring_regex(filled, _FLOAT)).as_py():
+                    candidates.pop(0)
+                else:
+                    del candidates[: 2 if candidates[0][1] is int else 1]
+    return {name: candidates[0][1] for name, candidates in left.items()}

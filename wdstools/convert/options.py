@@ -1,0 +1,88 @@
+"""What a conversion is asked to do, as one value, and what it has done, as another."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to convert. Sizes are in bytes. None: the default depends on the source.
+
+    `splits`: (name, fraction) pairs; `by`: the field or column that keeps its proportions in every split.
+    `keys`: "path" (the path without its extension) or "number" (the position in sorted order).
+    `dotted`: take `a.0.jpg` for the field `0.jpg` of `a`, instead of an error.
+    `resize`: pixels of the shorter side, `resize_fields`: only these fields (default: every image).
+    `files`: (column, field or "") of a manifest; `inline`: its columns that become fields; `key_column`: its keys.
+    `rename`, `drop`, `keep`: fields of existing shards. `lift`: columns of the index. `sync`: see writer.ShardFile.
+    """
+
+    maxcount: int = 10_000
+    maxsize: int = 1_000_000_000
+    shuffle: bool | None = None
+    seed: int = 0
+    splits: tuple[tuple[str, float], ...] = ()
+    by: str | None = None
+    keys: Literal["path", "number"] = "path"
+    layout: Literal["auto", "classes", "flat"] = "auto"
+    dotted: bool = False
+    nul: bool = False
+    resize: int | None = None
+    quality: int = 90
+    resize_fields: frozenset[str] = frozenset()
+    files: tuple[tuple[str, str], ...] = ()
+    inline: tuple[str, ...] = ()
+    key_column: str | None = None
+    rename: tuple[tuple[str, str], ...] = ()
+    drop: frozenset[str] = frozenset()
+    keep: frozenset[str] = frozenset()
+    lift: tuple[str, ...] | None = None
+    workers: int | None = None
+    sync: bool = False
+    on_error: Literal["stop", "skip"] = "stop"
+    overwrite: bool = False
+
+
+class Skipped(NamedTuple):
+    """A sample that was left out: its key, the file (or row) that was at fault, and why, in a few words."""
+
+    key: str
+    file: str
+    reason: str
+
+
+@dataclass
+class Summary:
+    """What a conversion has done. `nbytes`: of all tars; `kept`: shards that an earlier run had finished;
+    `complete`: everything was there already."""
+
+    shards: int = 0
+    samples: int = 0
+    nbytes: int = 0
+    kept: int = 0
+    complete: bool = False
+    seconds: float = 0.0
+    indexes: list[str] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
+
+    def reasons(self) -> dict[str, int]:
+        """How many samples were left out, by reason."""
+        counts: dict[str, int] = {}
+        for item in self.skipped:
+            counts[item.reason] = counts.get(item.reason, 0) + 1
+        return dict(sorted(counts.items()))
+
+    def to_json(self) -> dict[str, Any]:
+        """The summary as JSON shows it."""
+        return {
+            "shards": self.shards,
+            "samples": self.samples,
+            "nbytes": self.nbytes,
+            "kept": self.kept,
+            "complete": self.complete,
+            "seconds": round(self.seconds, 3),
+            "indexes": self.indexes,
+            "skipped": self.reasons(),
+        }

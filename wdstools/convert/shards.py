@@ -1,0 +1,152 @@
+"""Shards -> entries: local ones by their index, any others as a stream."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from wdstools import urls
+from wdstools.convert.options import Options
+from wdstools.convert.sources import Entry, Faults, Fields, Listing, finish
+from wdstools.errors import NotFoundError, SourceError
+
+_BESIDE = (".tar", ".wdsindex", ".json", ".jsonl", ".idx", ".sqlite", ".txt", ".md")
+_PLAIN = ".tar"
+
+
+def is_shards(source: str) -> bool:
+    """Say whether a SOURCE that is no manifest names shards."""
+    if os.path.isdir(source):
+        with os.scandir(source) as found:
+            items = [item for item in found if item.name[0] != "."]
+        tars = any(item.name.endswith(_PLAIN) for item in items)
+        return tars and all(item.name.endswith(_BESIDE) and not item.is_dir() for item in items)
+    if os.path.exists(source):
+        return not source.lower().endswith((".csv", ".tsv", ".jsonl", ".ndjson", ".parquet"))
+    return urls.scheme(source) != "file" or any(c in source for c in "{:") or ".tar" in source.lower()
+
+
+def list_shards(source: str, options: Options, faults: Faults) -> Listing:
+    """List shards. Those that cannot be read in any order are streamed, and so cannot be shuffled or split."""
+    if source.endswith(".wdsindex") or os.path.isdir(source):
+        return _list_local(source, options, faults)
+    names = urls.expand(source)
+    if all(urls.scheme(name) == "file" and name.lower().endswith(_PLAIN) for name in names):
+        return _list_local(source, options, faults)
+    wanted = [
+        text
+        for text, given in (("--shuffle", options.shuffle), ("--split", options.splits), ("--by", options.by))
+        if given
+    ]
+    if wanted:
+        raise SourceError(f"{source}: {wanted[0]} needs shards that can be read in any order: uncompressed local files")
+    pick = _picker(options)
+
+    def stream() -> Iterator[tuple[str, Fields]]:
+        from wdstools import reader
+
+        for sample in reader.stream(names):
+            key = sample["__key__"]
+            fields: Fields = {}
+            for name, value in sample.items():
+                new = None if name[:2] == "__" else pick(name)
+                if new in fields:
+                    raise SourceError(f"sample {key!r} of {sample['__url__']}: two fields would be called {new!r}")
+                if new is not None:
+                    fields[new] = value
+            yield key, fields
+
+    return Listing("stream", stream=stream, identity="\n".join(names))
+
+
+def _picker(options: Options) -> Callable[[str], str | None]:
+    """A function of the name of a field: its new name, or None to leave it out."""
+    renamed = dict(options.rename)
+
+    def pick(name: str) -> str | None:
+        if name in options.drop or (options.keep and name not in options.keep):
+            return None
+        return renamed.get(name, name)
+
+    return pick
+
+
+def _list_local(source: str, options: Options, faults: Faults) -> Listing:
+    from wdstools.dataset import open_dataset
+
+    try:
+        data = open_dataset(source, views=True)
+    except NotFoundError as error:
+        raise SourceError(str(error)) from error
+    pick = _picker(options)
+    groups = _groups(data, options.by) if options.by else None
+    listing = Listing("shards")
+    listing.local_shards = [os.path.realpath(urls.local_path(url) or url) for url in data.index.shards.url]
+    listing.identity = "\n".join(
+        f"{os.path.basename(url)} {nbytes}"
+        for url, nbytes in zip(data.index.shards.url, data.index.shards.nbytes, strict=True)
+    )
+    for row, found in _fields(data):
+        key = data.index.key(row)
+        parts: list[Any] = []
+        seen: dict[str, str] = {}
+        for name, nbytes in found:
+            new = pick(name)
+            if new is None:
+                continue
+            if new in seen:
+                detail = f"{seen[new]!r} and {name!r} would both be called {new!r}"
+                faults.add(key, f"sample {key}", "two files for one field", detail)
+                parts = []
+                break
+            seen[new] = name
+            parts += (new, row, nbytes)
+        if parts:
+            group = None if groups is None else groups[row]
+            listing.entries.append(Entry(key, group, tuple(parts)))
+        elif not seen:
+            faults.add(key, f"sample {key}", "no field is left", f"it has {', '.join(n for n, _ in found)}")
+
+    def read(entry: Entry) -> Fields:
+        fields: Fields = {}
+        for name, value in data[entry.parts[1]].items():
+            new = None if name[:2] == "__" else pick(name)
+            if new is not None:
+                fields[new] = value
+        return fields
+
+    listing.read = read
+    return finish(listing, options, faults, source)
+
+
+def _fields(data: Any) -> Iterator[tuple[int, list[tuple[str, int]]]]:
+    """Yield (row, [(field, nbytes), ...]) of every sample."""
+    from wdstools import columns
+
+    data.index._validate()
+    rows = None if isinstance(data.rows, range) else {int(row) for row in data.rows}
+    for chunk in columns.take_fields(data.index.table):
+        names = [chunk.exts[code] for code in chunk.codes.tolist()]
+        numbers = chunk.places[2].tolist()
+        start = 0
+        for row, end in enumerate(chunk.ends.tolist(), chunk.first):
+            if rows is None or row in rows:
+                yield row, list(zip(names[start:end], numbers[start:end], strict=True))
+            start = end
+
+
+def _groups(data: Any, by: str) -> list[str]:
+    """The value of a column or field, for every row."""
+    index = data.index
+    if by in index.columns():
+        return [str(value) for value in index.table.column(by).to_pylist()]
+    values = [""] * len(index)
+    for row in data.rows:
+        sample = data[int(row)] if isinstance(data.rows, range) else None
+        if sample is None or by not in sample:
+            raise SourceError(
+                f"--by {by}: sample {index.key(int(row))!r} has no such field, and the index no such column"
+            )
+        values[int(row)] = bytes(sample[by]).decode("utf-8", "replace").strip()
+    return values

@@ -1,0 +1,169 @@
+"""What a SOURCE is made of: entries, one a sample, known by name and size before anything is read.
+
+An Entry is kept small, because there are millions: a key, the value that `--by` goes by, and the fields one after
+the other in one tuple: (name, where, nbytes, name, where, nbytes, ...). `where` is a path relative to the root of
+the source, the bytes themselves, or the row of a sample in an index.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from wdstools import samples, writer
+from wdstools.convert.options import Options, Skipped
+from wdstools.errors import SourceError
+
+Fields = dict[str, writer.Value]
+_INNER = re.compile(r"[a-z_][^\s.]*", re.IGNORECASE)  # a part of a.seg.png that is no part of the name
+
+
+class Entry(NamedTuple):
+    """A sample to be."""
+
+    key: str
+    group: Any
+    parts: tuple[Any, ...]
+
+
+def sizes(entry: Entry) -> dict[str, int]:
+    """Return the bytes of every field."""
+    parts = entry.parts
+    return dict(zip(parts[::3], parts[2::3], strict=True))
+
+
+@dataclass
+class Faults:
+    """What is wrong with a source: raised at once, or gathered if samples may be left out."""
+
+    skip: bool
+    skipped: list[Skipped] = field(default_factory=list)
+
+    def add(self, key: str, file: str, reason: str, detail: str = "") -> None:
+        """Leave a sample out. Raises SourceError where that is not wanted; `detail` is said only then."""
+        if not self.skip:
+            raise SourceError(f"{file}: {reason}{detail and ': ' + detail}")
+        self.skipped.append(Skipped(key, file, reason))
+
+
+@dataclass
+class Listing:
+    """A source, listed. `entries` are sorted by key; `root` ends with a slash or is empty; `classes`: name -> number;
+    `shuffle`: whether to shuffle where nobody says; `name`: what to call the shards, or "".
+
+    `read(entry)` gives the fields of a sample, ready for ShardFile.write. `stream`, instead of entries: samples that
+    can only be taken one after the other; `identity`: what is known of them beforehand.
+    """
+
+    kind: str
+    root: str = ""
+    entries: list[Entry] = field(default_factory=list)
+    classes: dict[str, int] | None = None
+    shuffle: bool = False
+    name: str = ""
+    read: Callable[[Entry], Fields] | None = None
+    stream: Callable[[], Iterator[tuple[str, Fields]]] | None = None
+    identity: str = ""
+    local_shards: list[str] = field(default_factory=list)
+
+    def fields(self, entry: Entry) -> Fields:
+        """Return the fields of a sample: bytes, or (path, nbytes) of files to copy. Raises WdsError, OSError."""
+        if self.read is not None:
+            return self.read(entry)
+        parts, root = entry.parts, self.root
+        found: Fields = {}
+        for i in range(0, len(parts), 3):
+            where = parts[i + 1]
+            found[parts[i]] = (root + where, parts[i + 2]) if type(where) is str else where
+        return found
+
+
+def split_file(name: str, dotted: bool, last: bool) -> tuple[str, str]:
+    """Return (stem, field) of a file name: the field is what follows the first dot, in lower case; "" if none.
+
+    Where what follows looks like the rest of a name (`IMG_2024.05.01.jpg`), the field is "" too, unless `dotted`; with
+    `last` it is what follows the last dot.
+    """
+    stem, _, ext = name.partition(".")
+    if "." in ext and not dotted:
+        inner = ext.split(".")[:-1]
+        if not all(_INNER.fullmatch(part) for part in inner):
+            if last:
+                stem, _, ext = name.rpartition(".")
+            else:
+                return name.rpartition(".")[0], ""
+    return stem, ext.lower()
+
+
+def why_no_field(name: str) -> tuple[str, str]:
+    """Return (reason, detail) for a name that split_file gives no field."""
+    if "." in name[:-1].lstrip("."):
+        return (
+            "the key has a dot",
+            f"readers would take {name.partition('.')[0]!r} for the key and {name.partition('.')[2]!r} for the field; "
+            "rename it, or number the keys with --keys number, or mean it with --dotted-fields",
+        )
+    return "no extension", "there is nothing to call its field; rename it, or leave such files out with --on-error skip"
+
+
+def check_key(key: str) -> tuple[str, str] | None:
+    """Return (reason, detail) where readers would not get a key back, or tar would not unpack it safely."""
+    advice = "rename it, or number the keys with --keys number"
+    if not samples.is_good_key(key):
+        base = key.rpartition("/")[2]
+        if "." in base:
+            return "the key has a dot", f"readers would take {base.partition('.')[0]!r} for the key; {advice}"
+        return "a key that readers skip", f"{key!r}; {advice}"
+    if key[:1] == "/" or (".." in key and ".." in key.split("/")):
+        return "a key that leaves its folder", f"{key!r}; {advice}"
+    if not key.isascii():
+        try:
+            key.encode()
+        except UnicodeEncodeError:
+            return "a name that is not UTF-8", f"{key!r}; {advice}"
+    return None
+
+
+def relative_key(path: str, root: str) -> str:
+    """Return a path as a name below the root: as it is if relative, else without what leads to the root, or the `/`."""
+    path = os.path.normpath(path)
+    if path.startswith("/"):
+        return path[len(root) :] if root and path.startswith(root) else path.lstrip("/")
+    return path
+
+
+def finish(listing: Listing, options: Options, faults: Faults, what: str) -> Listing:
+    """Sort the entries, check and number their keys. Raises SourceError where nothing is left."""
+    entries = listing.entries
+    entries.sort(key=lambda entry: entry.key)
+    numbered = options.keys == "number"
+    good: list[Entry] = []
+    previous = None
+    for entry in entries:
+        key = entry.key
+        wrong = None if numbered else check_key(key)
+        if key == previous and not numbered:
+            wrong = ("two samples with one key", f"{key!r}; choose another --key-column, or number them: --keys number")
+        if wrong:
+            faults.add(key, _file_of(listing, entry), *wrong)
+            continue
+        previous = key
+        good.append(entry)
+    if not good:
+        raise SourceError(f"{what}: {'no sample is left' if faults.skipped else 'no files to make samples of'}")
+    listing.entries = good
+    return listing
+
+
+def _file_of(listing: Listing, entry: Entry) -> str:
+    where = next((w for w in entry.parts[1::3] if isinstance(w, str)), None)
+    return f"sample {entry.key}" if where is None else listing.root + where
+
+
+def number_keys(entries: list[Entry]) -> list[Entry]:
+    """Return the entries with their positions, zero-padded, for keys."""
+    width = max(6, len(str(len(entries) - 1)))
+    return [Entry(f"{i:0{width}d}", group, parts) for i, (_, group, parts) in enumerate(entries)]
