@@ -10,11 +10,18 @@ import subprocess
 import sys
 import termios
 import textwrap
+from collections.abc import Iterator
+from pathlib import Path
 
 import braceexpand
 import pytest
+from commands import Call, caller
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from indexing import labelled, touch, write_shards
+
+from wdstools import build
+from wdstools.cli.common import human
 
 SHARDSUM = [sys.executable, "-c", "from wdstools.cli.shardsum import main; main()"]
 TRAIN = [f"train-{i:06d}.tar" for i in range(147)]
@@ -220,3 +227,117 @@ def test_start_is_light() -> None:
     heavy = "{'numpy', 'tqdm', 'json', 'torch', 'pyarrow', 'fsspec', 'webdataset', 'urllib.parse', 'wdstools.urls'}"
     code = f"import sys, wdstools.cli.shardsum; print(sorted({heavy} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+# ---------------------------------------------------------------------------------------------------------- shardsum -l
+
+
+@pytest.fixture
+def call(capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch) -> Iterator[Call]:
+    yield from caller("wdstools.cli.shardsum", capfdbinary, monkeypatch)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """out/: train, with a gap and an index, and val, without."""
+    (tmp_path / "out").mkdir()
+    train = write_shards(tmp_path / "out", [labelled(["1", "2"], prefix=f"p{i}/") for i in range(4)], "train-%06d.tar")
+    os.unlink(train.pop(2))
+    build.build(train).save(tmp_path / "out" / "train.wdsindex")
+    write_shards(tmp_path / "out", [[("a.jpg", b"x" * 5000)]], "val-%d.tar")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "out"
+
+
+TABLE = """\
+shards  samples  members    bytes  fields       missing                index  names
+     3        6       12  30.7 kB  cls 1 bytes  out/train-000002.tar   fresh  out/train-{000000..000001}.tar
+                                   txt 4 bytes                                out/train-000003.tar
+     1        1        1  10.2 kB  jpg 5.0 kB   -                      none   out/val-0.tar
+"""
+COUNTED = b"shardsum: out/val-0.tar: counted from headers; `wds-index build` writes an index that is up to date\n"
+
+
+def test_long(call: Call, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = call("-l", "out")
+    assert (done.code, [line.split() for line in done.lines]) == (0, [line.split() for line in TABLE.splitlines()])
+    assert done.err == COUNTED
+    heads = [done.lines[0].index(name) for name in ("fields", "missing", "index", "names")]
+    for line, columns in (
+        (1, ["cls", "out/train-000002", "fresh", "out/train-{"]),
+        (3, ["jpg", "-", "none", "out/val"]),
+    ):
+        assert [done.lines[line].index(text, at) for text, at in zip(columns, heads, strict=True)] == heads
+    monkeypatch.chdir(folder)
+    assert [line.split()[-1] for line in call("--long").lines] == [
+        "names", "train-{000000..000001}.tar", "train-000003.tar", "val-0.tar",
+    ]  # fmt: skip
+
+
+def test_long_json(call: Call, folder: Path) -> None:
+    done = call("-l", "out", "--json")
+    train, val = json.loads(done.out)["sets"]
+    assert train["patterns"] == ["out/train-{000000..000001}.tar", "out/train-000003.tar"]
+    assert (train["shards"], train["samples"], train["members"], train["nbytes"]) == (3, 6, 12, 30720)
+    assert (train["counted"], train["missing"]) == ("index", ["out/train-000002.tar"])
+    assert train["index"] == {"path": str(Path("out/train.wdsindex")), "state": "fresh"}
+    assert val["fields"] == {"jpg": {"samples": 1, "nbytes": 5000, "mean": 5000.0}}
+    assert (val["counted"], val["index"]["state"]) == ("headers", "none")
+
+
+def test_long_of_what_has_changed(call: Call, folder: Path) -> None:
+    touch(folder / "train-000000.tar")
+    os.unlink(folder / "train-000001.tar")
+    write_shards(folder, [labelled(["9"])], "train-%06d.tar", first=4)
+    done = call("-l", "out")
+    assert "stale: 1 changed, 1 new, 1 gone" in done.lines[1]
+    assert done.lines[1].split()[:3] == ["3", "5", "10"]
+    os.truncate(folder / "train-000003.tar", 700)
+    done = call("-l", "out")
+    assert done.code == 1
+    assert done.lines[1].split()[:5] == ["?", "?", "?", "?", "broken"]
+    assert done.lines[-1].split()[:3] == ["1", "1", "1"]
+    assert b"shardsum: out/train-000003.tar: truncated in a member at byte 700\n" in done.err
+    sets = json.loads(call("-l", "out", "--json").out)["sets"]
+    assert "at byte 700" in sets[0]["error"]
+    assert sets[1]["samples"] == 1
+
+
+def test_long_takes_names_from_stdin(folder: Path) -> None:
+    names = [f"out/{name}" for name in os.listdir(folder) if name.endswith(".tar")]
+    code, out, err = shardsum("-l", "-", stdin=lines(names))
+    assert (code, err) == (0, COUNTED)
+    assert [line.split() for line in out.decode().splitlines()] == [line.split() for line in TABLE.splitlines()]
+
+
+def test_long_says_what_is_wrong(call: Call, folder: Path) -> None:
+    (folder.parent / "empty").mkdir()
+    for args, code, text in [
+        (["-l", "empty"], 1, b"shardsum: empty: no .tar in this folder\n"),
+        (["-l", "nosuch.tar"], 1, b"nosuch.tar: No such file or directory"),
+        (["-l", "out", "--missing"], 2, b"leave --missing out"),
+    ]:
+        done = call(*args)
+        assert (done.code, text in done.err) == (code, True), done
+
+
+@pytest.mark.parametrize(
+    ("nbytes", "text"),
+    [
+        (0, "0 bytes"),
+        (1, "1 bytes"),
+        (999, "999 bytes"),
+        (999.7, "1.0 kB"),
+        (1000, "1.0 kB"),
+        (1049, "1.0 kB"),
+        (99_949, "99.9 kB"),
+        (99_950, "100 kB"),
+        (999_499, "999 kB"),
+        (999_500, "1.0 MB"),
+        (31_157_760, "31.2 MB"),
+        (1.5e15, "1.5 PB"),
+        (2e18, "2000 PB"),
+    ],
+)
+def test_bytes_for_people(nbytes: float, text: str) -> None:
+    assert human(nbytes) == text

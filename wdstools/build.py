@@ -1,21 +1,39 @@
-"""Building indexes: from shards or from what a writer counted; refreshing, merging and checking them."""
+"""Building indexes: from shards or from what a writer counted; refreshing and checking them."""
 
 from __future__ import annotations
 
 import os
-from collections import Counter
-from collections.abc import Callable, Sequence
+import re
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from wdstools import _core, urls
-from wdstools.columns import Lift, concat, lift_column, make_fields, merge_fields, one_chunk, text_array
-from wdstools.errors import IndexFileError, ShardError, StaleIndexError, WdsError
-from wdstools.index import CORE, HIDDEN, Index, Shards
-from wdstools.storage import open_local, open_source
+from wdstools.columns import CORE, HIDDEN, Lift, lift_column, make_fields, one_chunk, text_array
+from wdstools.errors import IndexFileError, NotFoundError, ShardError, StaleIndexError, UrlError, WdsError
+from wdstools.index import Index, Shards, canonical
+from wdstools.merge import merge, merge_files
+from wdstools.storage import Source, open_local, open_source
+
+CHECK_ROWS = 1 << 14
+
+
+Progress = Callable[[int], object]
+
+
+@dataclass(frozen=True)
+class Built:
+    """An index, how many of its shards were taken over from the previous one without being read, and whether it was
+    written: it was not where it is the previous one."""
+
+    index: Index
+    reused: int
+    written: bool
 
 
 def build(
@@ -24,24 +42,85 @@ def build(
     lift: Lift = (),
     workers: int | None = None,
     previous: Index | None = None,
-    progress: Callable[[int], None] = lambda nbytes: None,
+    progress: Progress = lambda nbytes: None,
 ) -> Index:
-    """Index shards, in the order given, `workers` (default: one a core) at a time.
+    """Index shards, in the order given, in memory; refresh() does it in a file. Raises as refresh() does."""
+    parts: list[Index | None] = [None] * len(shards)
+    same = _index_each(shards, parts.__setitem__, _checked(lift), workers, previous, progress)[1]
+    if previous is not None and same:
+        return previous
+    return merge([part for part in parts if part is not None])
 
-    Headers only are read from regular files. `previous`: an index whose rows are taken over for shards that have the
-    same URL, size and mtime there, if it has the columns to lift. `progress` is called with the bytes of each shard.
 
-    Raises ShardError for the first broken shard, NotFoundError, StoreError.
+def refresh(
+    path: str,
+    shards: Sequence[str],
+    *,
+    lift: Lift = (),
+    workers: int | None = None,
+    previous: Index | None = None,
+    metadata: Callable[[Shards], Mapping[str, str]] = lambda shards: {},
+    progress: Progress = lambda nbytes: None,
+) -> Built:
+    """Index shards, in the order given, into the file `path`, `workers` (default: one a core) at a time. What it holds
+    in memory does not grow with the shards.
+
+    Headers only are read from regular files. `previous`: an index whose rows are taken over for local shards that have
+    the same path, size and mtime there; columns that it lacks are read from these shards. The index has the columns of
+    `lift` and no others. Where it would be the same as `previous`, nothing is written. `metadata`: what else the file
+    shall say of itself, from its shard table. `progress` is called with the bytes of each shard.
+
+    Raises ShardError for the first broken shard, NotFoundError, StoreError; IndexFileError for a previous index that
+    is not sound, a column that has the name of one of the index's own, and a shard that is given twice.
     """
-    known = _Known(previous) if previous is not None and set(lift) <= set(previous.columns()) else None
+    folder = os.path.dirname(os.path.abspath(path))
+    with tempfile.TemporaryDirectory(prefix=".wds-index-", dir=folder) as parts:
 
-    def one(url: str) -> Index:
-        index = (known.unchanged(url, lift) if known else None) or index_shard(url, lift=lift)
+        def put(number: int, part: Index) -> None:
+            part.save(f"{parts}/{number}", sync=False)
+
+        reused, same = _index_each(shards, put, _checked(lift), workers, previous, progress)
+        if previous is not None and same:
+            return Built(previous, reused, False)
+        merge_files([f"{parts}/{number}" for number in range(len(shards))], path, metadata, trusted=True)
+    return Built(Index.load(path), reused, True)
+
+
+def _index_each(
+    shards: Sequence[str],
+    put: Callable[[int, Index], object],
+    lift: list[str],
+    workers: int | None,
+    previous: Index | None,
+    progress: Progress,
+) -> tuple[int, bool]:
+    """Index each shard, and put() it away with its number. Returns how many came from `previous`, and whether all of
+    that is what `previous` is."""
+    known = _Known(previous, lift) if previous is not None else None
+
+    def one(item: tuple[int, str]) -> bool:
+        number, url = item
+        old = known.unchanged(url) if known else None
+        index = old or index_shard(url, lift=lift)
+        put(number, index)
         progress(index.shards.nbytes[0])
-        return index
+        return old is not None
 
     with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
-        return merge(list(pool.map(one, shards)))
+        reused = sum(pool.map(one, enumerate(shards)))
+    if previous is None or reused < len(shards) or lift != previous.lifted():
+        return reused, False
+    return reused, [canonical(url) for url in previous.shards.url] == [canonical(url) for url in shards]
+
+
+def _checked(lift: Lift) -> list[str]:
+    """The columns to lift, each once. Raises IndexFileError."""
+    for name in lift:
+        if name in CORE or name in HIDDEN:
+            raise IndexFileError(f"column {name!r} is the index's own")
+        if not name or name.endswith(":"):
+            raise IndexFileError(f"{name!r} is no column: write a field (cls) or a value of a JSON field (json:width)")
+    return list(dict.fromkeys(lift))
 
 
 def index_shard(url: str, *, lift: Lift = ()) -> Index:
@@ -50,9 +129,25 @@ def index_shard(url: str, *, lift: Lift = ()) -> Index:
         if source.local_path is None or not isinstance(source.handle, int):
             if lift:
                 raise ShardError("columns can be lifted from plain local shards only", url)
-            return from_columns(_core.scan(source.handle, url), url)
+            return from_columns(_core.scan(_Whole(source) if source.head else source.handle, url), url)
         columns = _core.scan(source.handle, url)
         return from_columns(columns, url, fd=source.handle, lift=lift)
+
+
+class _Whole:
+    """A source from its start: what was read to look at it, then the rest."""
+
+    def __init__(self, source: Source) -> None:
+        rest = source.handle
+        self._head = source.head
+        self._rest: Any = open(rest, "rb", buffering=0, closefd=False) if isinstance(rest, int) else rest
+
+    def readinto(self, buffer: memoryview) -> int:
+        if not self._head:
+            return int(self._rest.readinto(buffer) or 0)
+        n = min(len(buffer), len(self._head))
+        buffer[:n], self._head = self._head[:n], self._head[n:]
+        return n
 
 
 def from_columns(columns: _core.Columns, url: str, *, fd: int | None = None, lift: Lift = ()) -> Index:
@@ -115,61 +210,10 @@ def assemble(
 def add_lifted(index: Index, fd: int, lift: Lift) -> Index:
     """Return the index of one plain local shard with columns lifted from its fields. Raises ShardError."""
     table = index.table
-    for name in lift:
-        if name in CORE or name in HIDDEN:
-            raise ValueError(f"column {name!r} is the index's own")
+    for name in _checked(lift):
         values = lift_column(index.table, fd, index.shards.url[0], name)
         table = table.add_column(table.num_columns - len(HIDDEN), name, values)
     return Index(table, index.shards, index.path)
-
-
-def merge(indexes: Sequence[Index]) -> Index:
-    """Put indexes together, in order; columns that only some have are null in the others.
-
-    Raises IndexFileError where a shard is in two of them. A column with types that do not go together becomes text.
-    """
-    if len(indexes) == 1:
-        return indexes[0]
-    shards, shard, start, end, hashes = Shards(), [], [], [], []
-    for index in indexes:
-        table = index.table
-        shard.append(table.column("shard").to_numpy() + np.uint32(len(shards)))
-        start.append(table.column("start").to_numpy())
-        end.append(table.column("end").to_numpy())
-        hashes.append(_unsorted_hashes(index))
-        shards.extend(index.shards)
-    for url, count in Counter(shards.url).items():
-        if count > 1:
-            raise IndexFileError(f"shard {url} is in more than one of the indexes")
-    extra = _merge_extra(indexes)
-    table = assemble(
-        _merge_keys(indexes), concat(shard, np.uint32), concat(start, np.uint64), concat(end, np.uint64),
-        merge_fields(i.table for i in indexes), concat(hashes, np.uint64), extra,
-    )  # fmt: skip
-    return Index(table, shards)
-
-
-def _merge_keys(indexes: Sequence[Index]) -> pa.Array:
-    columns = [index.table.column("key") for index in indexes]
-    kind = pa.large_utf8() if sum(column.nbytes for column in columns) >= 1 << 31 else pa.utf8()
-    return one_chunk(pa.chunked_array([chunk for column in columns for chunk in column.cast(kind).chunks], type=kind))
-
-
-def _merge_extra(indexes: Sequence[Index]) -> dict[str, Any]:
-    tables = [i.table.select([n for n in i.columns() if n not in CORE]) for i in indexes]
-    names = list(dict.fromkeys(name for table in tables for name in table.column_names))
-    extra = {}
-    for name in names:
-        parts = [
-            table.select([name]) if name in table.column_names else pa.table({name: pa.nulls(len(index))})
-            for table, index in zip(tables, indexes, strict=True)
-        ]
-        try:
-            whole = pa.concat_tables(parts, promote_options="permissive")
-        except (pa.ArrowInvalid, pa.ArrowTypeError):  # cls in words here, in numbers there: text holds both
-            whole = pa.concat_tables([part.cast(pa.schema([(name, pa.utf8())])) for part in parts])
-        extra[name] = one_chunk(whole.column(name))
-    return extra
 
 
 def _unsorted_hashes(index: Index) -> np.ndarray[Any, np.dtype[np.uint64]]:
@@ -181,73 +225,126 @@ def _unsorted_hashes(index: Index) -> np.ndarray[Any, np.dtype[np.uint64]]:
 class _Known:
     """The rows of an earlier index, by shard, for the shards that are as they were."""
 
-    def __init__(self, index: Index) -> None:
-        self.index = index
-        self.number = {url: i for i, url in enumerate(index.shards.url)}
+    def __init__(self, index: Index, lift: Lift) -> None:
+        index.validate()
+        self.index, self.lift = index, lift
+        self.kept = [name for name in index.lifted() if name in lift]
+        self.lacking = [name for name in lift if name not in self.kept]
+        self.number = {canonical(url): i for i, url in enumerate(index.shards.url)}
         self.first = np.cumsum([0, *index.shards.nsamples]).tolist()
         self.hashes = _unsorted_hashes(index)
 
-    def unchanged(self, url: str, lift: Lift) -> Index | None:
-        s, path = self.index.shards, urls.local_path(url)
-        if url not in self.number or path is None:
+    def unchanged(self, url: str) -> Index | None:
+        number, path = self.number.get(canonical(url)), urls.local_path(url)
+        if number is None or path is None:
             return None
-        number = self.number[url]
         try:
             about = os.stat(path)
         except OSError:
             return None  # index_shard will say it better
-        if (s.nbytes[number], s.mtime[number]) != (about.st_size, about.st_mtime_ns):
+        if self.index.shards.is_changed(number, about):
             return None
+        index = self._part(url, number)
+        if not self.lacking:
+            return index
+        fd, _ = open_local(url)
+        try:
+            table = add_lifted(index, fd, self.lacking).table
+        finally:
+            os.close(fd)
+        return Index(table.select([*CORE, *self.lift, *HIDDEN]), index.shards)
+
+    def _part(self, url: str, number: int) -> Index:
         first, end = self.first[number], self.first[number + 1]
         part = self.index.table.slice(first, end - first)
         columns = [one_chunk(part.column(name)) for name in ("key", "fields")]
         places = [part.column(name).to_numpy() for name in ("start", "end")]
         zeros = np.zeros(len(part), np.uint32)
-        extra = {name: one_chunk(part.column(name)) for name in lift}
+        extra = {name: one_chunk(part.column(name)) for name in self.kept}
         table = assemble(columns[0], zeros, places[0], places[1], columns[1], self.hashes[first:end], extra)
-        shard = Shards([url], *([getattr(s, n)[number]] for n in ("nbytes", "mtime", "nsamples", "nmembers")))
-        return Index(table, shard)
+        s = self.index.shards
+        numbers = ([column[number]] for column in (s.nbytes, s.mtime, s.nsamples, s.nmembers))
+        return Index(table, Shards([url], *numbers))
 
 
-def check(index: Index, *, workers: int | None = None) -> list[WdsError]:
-    """Compare an index with its shards, whose headers are read anew. Returns what is wrong, one error a shard."""
+def check(
+    index: Index,
+    *,
+    workers: int | None = None,
+    run_pipes: bool = False,
+    progress: Callable[[int], None] = lambda nbytes: None,
+) -> list[WdsError]:
+    """Compare an index with its shards, whose headers are read anew. Returns what is wrong, one error a shard.
+
+    `run_pipes`: whether the commands of pipe: URLs are run; whoever wrote the index chose them. Columns lifted from
+    payloads are not compared.
+    """
+    try:
+        index.validate()
+    except IndexFileError as error:
+        return [error]
     ends = np.cumsum([0, *index.shards.nsamples])
+    hashes = _unsorted_hashes(index)
 
     def one(number: int) -> WdsError | None:
         url = index.shards.url[number]
+        rows = slice(int(ends[number]), int(ends[number + 1]))
         try:
+            if urls.scheme(url) == "pipe" and not run_pipes:
+                raise UrlError(f"{url}: not checked: commands that an index names are not run unless asked")
             found = index_shard(url)
+            reason = _difference(index, number, rows, hashes[rows], found)
         except WdsError as error:
             return error
-        mine = index.table.slice(int(ends[number]), index.shards.nsamples[number])
-        reason = _difference(index, number, mine, found)
+        finally:
+            progress(index.shards.nbytes[number])
         return StaleIndexError(f"{index.name}: {url}: {reason}") if reason else None
 
     with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
         return [error for error in pool.map(one, range(len(index.shards))) if error]
 
 
-def _difference(index: Index, number: int, mine: pa.Table, found: Index) -> str | None:
-    if index.shards.nbytes[number] != found.shards.nbytes[0]:
-        return f"{found.shards.nbytes[0]} bytes, where the index has {index.shards.nbytes[number]}"
+def _difference(
+    index: Index, number: int, rows: slice, hashes: np.ndarray[Any, np.dtype[np.uint64]], found: Index
+) -> str | None:
+    mine, s = index.table.slice(rows.start, rows.stop - rows.start), index.shards
+    if s.nbytes[number] != found.shards.nbytes[0]:
+        return f"{found.shards.nbytes[0]} bytes, where the index has {s.nbytes[number]}"
     if len(mine) != len(found):
         return f"{len(found)} samples, where the index has {len(mine)}"
+    if s.nmembers[number] != found.shards.nmembers[0]:
+        return f"{found.shards.nmembers[0]} members, where the index has {s.nmembers[number]}"
     for name in ("key", "start", "end", "fields"):
-        a, b = mine.column(name).to_pylist(), found.table.column(name).to_pylist()
-        if a != b:
-            row = next(i for i, (x, y) in enumerate(zip(a, b, strict=True)) if x != y)
-            return f"sample {row}: {name} is {b[row]!r}, where the index has {a[row]!r}"
+        for begin in range(0, len(mine), CHECK_ROWS):  # as Python's values, which are large, but few at a time
+            a, b = (t.column(name).slice(begin, CHECK_ROWS).to_pylist() for t in (mine, found.table))
+            if a != b:
+                row = next(i for i, (x, y) in enumerate(zip(a, b, strict=True)) if x != y)
+                return f"sample {begin + row}: {name} is {b[row]!r}, where the index has {a[row]!r}"
+    wrong = np.flatnonzero(hashes != _unsorted_hashes(found))
+    if len(wrong):
+        return f"sample {wrong[0]}: its hash is not that of its key"
     return None
+
+
+def shard_numbers(index: Index, shards: Sequence[str]) -> list[int]:
+    """Return the numbers of shards in the shard table. Raises NotFoundError for one that it does not have."""
+    number = {canonical(url): i for i, url in enumerate(index.shards.url)}
+    for url in shards:
+        if canonical(url) not in number:
+            raise NotFoundError(f"{index.name}: does not have {url}; `wds-index build` refreshes it")
+    return [number[canonical(url)] for url in shards]
 
 
 def open_shard(index: Index, number: int) -> tuple[int, str]:
     """Open a shard of an index for random access: (descriptor, path). Raises StaleIndexError where its size is not the
-    one that the index has, NotFoundError, StoreError."""
+    one that the index has, NotFoundError, StoreError, UrlError for a compressed one."""
     url = index.shards.url[number]
     fd, path = open_local(url)
     nbytes = os.fstat(fd).st_size
     if nbytes != index.shards.nbytes[number]:
         os.close(fd)
+        if re.search(r"\.(gz|tgz|zst|tzst|bz2|tbz2?|xz|txz)$", path, re.IGNORECASE):
+            raise UrlError(f"{url}: random access needs a plain tar, not a compressed one")
         raise StaleIndexError(
             f"{index.name}: does not describe {url} any more: {nbytes} bytes, where the index has "
             f"{index.shards.nbytes[number]}; rebuild it with wds-index build"

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from wdstools.errors import ShardError
+from wdstools.errors import IndexFileError, ShardError, TruncatedError
 
 Array = np.ndarray[Any, Any]
+
+VERSION = "1"  # of the index
+CORE = ("key", "shard", "start", "end", "fields")
+HIDDEN = ("_hash", "_row")
 
 FIELD_TYPE = pa.struct(
     [
@@ -24,8 +29,8 @@ FIELD_TYPE = pa.struct(
 )
 
 Lift = Sequence[str]
-"""Columns to lift from fields: "cls" (the field's text, as int64 or float64 where all of it is), "json:width" (a value
-of a JSON object; dots go deeper)."""
+"""Columns to lift from fields: "cls" (the field's text; int64 or double where all of a shard are numbers, written
+plainly: 007 stays text), "json:width" (a value of a JSON object; dots go deeper; objects and lists stay JSON)."""
 
 
 class Fields(NamedTuple):
@@ -49,7 +54,9 @@ def text_array(data: bytes, ends: Array) -> pa.Array:
 
 
 def make_fields(ends: Array, codes: Array, exts: list[str], places: list[Array]) -> pa.Array:
-    """Put a fields column together; see Fields."""
+    """Put a fields column together; see Fields. Raises IndexFileError past 2**31 entries."""
+    if len(codes) >= 1 << 31:
+        raise IndexFileError(f"{len(codes)} fields are more than one index holds; index parts of the set")
     ext = pa.DictionaryArray.from_arrays(pa.array(codes, pa.int32()), pa.array(exts, pa.utf8()))
     struct = pa.StructArray.from_arrays([ext, *(pa.array(p, pa.uint64()) for p in places)], fields=list(FIELD_TYPE))
     offsets = np.zeros(len(ends) + 1, np.int32)
@@ -70,25 +77,6 @@ def take_fields(table: pa.Table) -> Iterator[Fields]:
         row += len(chunk)
 
 
-def merge_fields(tables: Iterable[pa.Table]) -> pa.Array:
-    """Put the fields columns of tables one behind the other, with one dictionary of names."""
-    names: dict[str, int] = {}
-    ends: list[Array] = []
-    codes: list[Array] = []
-    places: list[list[Array]] = [[], [], []]
-    total = 0
-    for table in tables:
-        for chunk in take_fields(table):
-            recode = np.array([names.setdefault(ext, len(names)) for ext in chunk.exts], np.int32)
-            ends.append(chunk.ends + total)
-            codes.append(recode[chunk.codes] if len(recode) else chunk.codes)
-            for all_of_them, part in zip(places, chunk.places, strict=True):
-                all_of_them.append(part)
-            total += len(chunk.codes)
-    joined = [concat(place, np.uint64) for place in places]
-    return make_fields(concat(ends, np.int64), concat(codes, np.int32), list(names), joined)
-
-
 def concat(arrays: Sequence[Array], kind: Any) -> Array:
     """np.concatenate that knows what nothing is."""
     return np.concatenate(arrays) if arrays else np.zeros(0, kind)
@@ -103,12 +91,13 @@ def one_chunk(column: pa.ChunkedArray) -> pa.Array:
 def lift_column(table: pa.Table, fd: int, url: str, name: str) -> pa.Array:
     """Read one column of an index out of its shard: see Lift. Raises ShardError where a field is not JSON."""
     ext, _, path = name.partition(":")
-    payloads = _payloads(table, fd, ext)
-    return pa.array(_parse_json(payloads, path, url) if path else _parse_text(payloads))
+    payloads = _payloads(table, fd, url, ext)
+    return _array(_parse_json(payloads, path, url) if path else _parse_text(payloads))
 
 
-def _payloads(table: pa.Table, fd: int, ext: str) -> list[bytes | None]:
-    found: list[bytes | None] = [None] * len(table)
+def _payloads(table: pa.Table, fd: int, url: str, ext: str) -> list[tuple[bytes, int] | None]:
+    """Per row (payload, its offset), or None where it has no such field."""
+    found: list[tuple[bytes, int] | None] = [None] * len(table)
     for chunk in take_fields(table):
         if ext not in chunk.exts:
             continue
@@ -116,31 +105,49 @@ def _payloads(table: pa.Table, fd: int, ext: str) -> list[bytes | None]:
         rows = np.searchsorted(chunk.ends, hits, side="right") + chunk.first
         _, offsets, sizes = chunk.places
         for row, offset, nbytes in zip(rows.tolist(), offsets[hits].tolist(), sizes[hits].tolist(), strict=True):
-            found[row] = os.pread(fd, nbytes, offset)
+            payload = os.pread(fd, nbytes, offset)
+            if len(payload) != nbytes:
+                raise TruncatedError("truncated while it was read", url, offset + len(payload))
+            found[row] = payload, offset
     return found
 
 
-def _parse_text(payloads: list[bytes | None]) -> list[Any]:
-    texts = [None if p is None else p.decode("utf-8", "replace").strip() for p in payloads]
-    for kind in (int, float):
-        try:
-            return [None if t is None else kind(t) for t in texts]
-        except ValueError:
-            continue
+# A number that is written as it would be printed: 007 and 1_000 are words
+_INT = re.compile(r"-?(?:0|[1-9][0-9]*)")
+_FLOAT = re.compile(r"-?(?:(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?|inf)|nan")
+_INT64 = range(-(1 << 63), 1 << 63)
+
+
+def _parse_text(payloads: Iterable[tuple[bytes, int] | None]) -> list[Any]:
+    texts = [None if p is None else p[0].decode("utf-8", "replace").strip() for p in payloads]
+    for kind, form in ((int, _INT), (float, _FLOAT)):
+        if all(t is None or form.fullmatch(t) for t in texts):
+            try:
+                return [None if t is None else kind(t) for t in texts]
+            except ValueError:
+                break  # more digits than int() takes
     return texts
 
 
-def _parse_json(payloads: list[bytes | None], path: str, url: str) -> list[Any]:
+def _parse_json(payloads: Iterable[tuple[bytes, int] | None], path: str, url: str) -> list[Any]:
     values: list[Any] = []
     for payload in payloads:
         try:
-            value = None if payload is None else json.loads(payload)
-        except ValueError as error:
-            raise ShardError(f"sample {len(values)} has a field that is not JSON: {error}", url) from error
+            value = None if payload is None else json.loads(payload[0])
+        except (ValueError, RecursionError) as error:
+            offset = payload[1] if payload else None
+            raise ShardError(f"a field that is not JSON ({error})", url, offset) from error
         for part in path.split("."):
             value = value.get(part) if isinstance(value, dict) else None
         values.append(value)
+    return values
+
+
+def _array(values: list[Any]) -> pa.Array:
+    """An array of one type: bool, int64, double or text, which holds what the others do not."""
     kinds = {type(v) for v in values if v is not None}
-    if (len(kinds) > 1 and not kinds <= {int, float}) or kinds & {dict, list}:
-        return [None if v is None else v if isinstance(v, str) else json.dumps(v) for v in values]
-    return [float(v) if v is not None and float in kinds else v for v in values] if kinds <= {int, float} else values
+    if kinds == {int, float} and not any(abs(v) > 1 << 53 for v in values if type(v) is int):
+        return pa.array([None if v is None else float(v) for v in values], pa.float64())
+    if len(kinds) > 1 or not kinds <= {bool, int, float, str} or any(v not in _INT64 for v in values if type(v) is int):
+        values = [v if v is None or isinstance(v, str) else json.dumps(v) for v in values]
+    return pa.array([v.encode("utf-8", "replace").decode() if isinstance(v, str) else v for v in values])

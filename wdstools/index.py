@@ -20,25 +20,20 @@ import array
 import bisect
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from wdstools import _core, urls
-from wdstools.columns import FIELD_TYPE
-from wdstools.errors import IndexFileError, NotFoundError, QueryError
+from wdstools import _core, query, soundness, urls
+from wdstools.columns import CORE, HIDDEN, VERSION
+from wdstools.errors import IndexFileError, NotFoundError
 from wdstools.samples import hash_key
 
-VERSION = "1"
 SUFFIX = ".wdsindex"
-BATCH_ROWS = 1 << 24
-CHECK_ROWS = 1 << 20  # rows at a time, where numbers are checked
-CORE = ("key", "shard", "start", "end", "fields")
-HIDDEN = ("_hash", "_row")
+BATCH_ROWS = 1 << 18  # of every batch but the last: what a writer holds in memory
 
 
 @dataclass
@@ -58,6 +53,16 @@ class Shards:
         for column in fields(self):
             getattr(self, column.name).extend(getattr(other, column.name))
 
+    def is_changed(self, number: int, about: os.stat_result) -> bool:
+        """Say whether a shard is another one than was indexed, as far as its size and mtime tell."""
+        return (self.nbytes[number], self.mtime[number]) != (about.st_size, about.st_mtime_ns)
+
+    def is_like(self, other: Shards) -> bool:
+        """Say whether these are the same shards, with as many bytes and samples; mtimes may differ."""
+        if list(map(canonical, self.url)) != list(map(canonical, other.url)):
+            return False
+        return (self.nbytes, self.nsamples) == (other.nbytes, other.nsamples)
+
     def to_json(self, base: str) -> str:
         columns = {column.name: getattr(self, column.name) for column in fields(self)}
         return json.dumps(
@@ -68,7 +73,9 @@ class Shards:
     def from_json(cls, text: str | bytes, base: str) -> Shards:
         """Raises ValueError or KeyError where the text is not a shard table."""
         raw = json.loads(text)
-        columns = {column.name: list(raw[column.name]) for column in fields(cls)}
+        columns = {column.name: raw[column.name] for column in fields(cls)}
+        if not all(isinstance(column, list) for column in columns.values()):
+            raise ValueError("shard table with a column that is not a list")
         if len({len(column) for column in columns.values()}) != 1:
             raise ValueError("shard table with columns of different lengths")
         if not all(type(value) is int and value >= 0 for name in columns for value in columns[name] if name != "url"):
@@ -160,29 +167,15 @@ class Index:
         except FileNotFoundError as error:
             raise NotFoundError(f"{path}: no such index") from error
         except (pa.ArrowException, OSError, ValueError) as error:
-            raise IndexFileError(f"{path}: not an index: {_line(error)}") from error
+            raise IndexFileError(f"{path}: not an index: {soundness.line(error)}") from error
         try:
-            return cls(table, _check_schema(table, os.path.dirname(path)), path, _metadata(table))
+            return cls(table, _shards(table, os.path.dirname(path)), path, _metadata(table))
         except (pa.ArrowException, ValueError, LookupError, TypeError, RecursionError) as error:
-            raise IndexFileError(f"{path}: not an index of version {VERSION}: {_line(error)}") from error
+            raise IndexFileError(f"{path}: not an index of version {VERSION}: {soundness.line(error)}") from error
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the index; the file appears whole or not at all. URLs of shards below its folder become relative."""
-        path = os.path.abspath(path)
-        metadata = {**self.metadata, "wds.version": VERSION, "wds.shards": self.shards.to_json(os.path.dirname(path))}
-        table = self.table.replace_schema_metadata(metadata)
-        temporary = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.tmp")
-        try:
-            with open(temporary, "wb") as file:
-                with pa.ipc.new_file(file, table.schema) as writer:
-                    writer.write_table(table, max_chunksize=BATCH_ROWS)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            if os.path.exists(temporary):
-                os.unlink(temporary)
-            raise
+    def save(self, path: str | os.PathLike[str], *, sync: bool = True) -> None:
+        """Write the index; see write()."""
+        write(path, self.table.schema, self.table.to_batches(BATCH_ROWS), self.shards, self.metadata, sync=sync)
 
     def attach(self, reader: _core.SampleReader) -> None:
         """Let a reader find rows by itself, where the index is one batch (more of them: over 16 million rows)."""
@@ -271,20 +264,7 @@ class Index:
         lifted `json:width`. A column of the file goes before one of these with the same name.
         """
         self.validate()
-        table = self.table.select(self.columns())
-        shard = table.column("shard")
-        more: dict[str, Any] = {
-            "row": np.arange(len(self), dtype=np.int64),
-            "nbytes": pc.subtract(table.column("end"), table.column("start")),
-            "url": _named(shard, self.shards.url),
-            "file": _named(shard, [_file(url) for url in self.shards.url]),
-        }
-        for name in self.lifted():
-            more.setdefault(name.partition(":")[2], table.column(name))
-        for name, column in more.items():
-            if name and name not in table.column_names:
-                table = table.append_column(name, column if isinstance(column, pa.ChunkedArray) else pa.array(column))
-        return table
+        return query.view(self.table.select(self.columns()), self.lifted(), self.shards.url)
 
     def where(self, sql: str) -> np.ndarray[Any, np.dtype[np.int64]]:
         """Return the rows, ascending, for which a condition in DuckDB's SQL over view() holds.
@@ -292,21 +272,7 @@ class Index:
         It reads nothing but the index: files, the network, settings and Python's variables are out of its reach.
         Raises QueryError, IndexFileError.
         """
-        import duckdb
-
-        view = self.view()
-        number = next(name for name in ("_n", "__n", "___n") if name not in view.column_names)
-        table = view.append_column(number, pa.array(np.arange(len(self), dtype=np.int64)))
-        off = ("enable_external_access", "python_enable_replacements", "autoload_known_extensions")
-        try:
-            with duckdb.connect(config=dict.fromkeys(off, "false")) as connection:
-                connection.register("samples", table)
-                connection.execute("SET lock_configuration = true")
-                # filter() takes one expression, so that nothing can stand behind the parenthesis
-                found = connection.table("samples").filter(f"({sql}\n)").project(number).fetchnumpy()[number]
-        except duckdb.Error as error:
-            raise QueryError(f"{str(error).strip()}\ncolumns: {', '.join(view.column_names)}") from error
-        return np.sort(np.asarray(found, dtype=np.int64))
+        return query.where(self.view(), sql)
 
     def validate(self) -> None:
         """Check everything that came from a file, once, before anybody follows its numbers. Raises IndexFileError.
@@ -317,9 +283,9 @@ class Index:
             return
         try:
             self.table.validate(full=True)
-            problem = _problem(self.table, self.shards)
+            problem = soundness.problem(self.table, self.shards.nsamples, self.shards.nbytes)
         except (pa.ArrowException, UnicodeError) as error:
-            problem = _line(error)
+            problem = soundness.line(error)
         if problem:
             raise IndexFileError(f"{self.name}: {problem}; build it anew with wds-index build --force")
         self._validated = True
@@ -329,6 +295,12 @@ class Index:
     def _check(self, row: int) -> None:
         if not 0 <= row < len(self):
             raise IndexError(f"row {row} of {len(self)}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """An index with a file is pickled as its path, so that workers map the file and copy nothing."""
+        if self.path:
+            return Index.load, (self.path,)
+        return Index, (self.table, self.shards, None, self.metadata)
 
     def select_shards(self, wanted: Sequence[int]) -> np.ndarray[Any, np.dtype[np.int64]]:
         """Return the rows of some shards (numbers of the shard table), in the order of the shards given.
@@ -340,75 +312,47 @@ class Index:
         return np.concatenate(ranges) if ranges else np.zeros(0, np.int64)
 
 
+def write(
+    path: str | os.PathLike[str],
+    schema: pa.Schema,
+    batches: Iterable[pa.RecordBatch],
+    shards: Shards,
+    metadata: Mapping[str, str],
+    *,
+    sync: bool = True,
+) -> None:
+    """Write an index file, which appears whole or not at all. URLs of shards below its folder become relative.
+
+    `batches`: BATCH_ROWS rows each, but the last; `metadata`: what else the file says of itself; `sync`: wait for the
+    disk, so that no power failure can leave an empty file under the name.
+    """
+    path = os.path.abspath(path)
+    folder, name = os.path.split(path)
+    said = {**metadata, "wds.version": VERSION, "wds.shards": shards.to_json(folder)}
+    temporary = os.path.join(folder, f".{name}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            with pa.ipc.new_file(file, schema.with_metadata(said)) as writer:
+                for batch in batches:
+                    writer.write_batch(batch)
+            file.flush()
+            if sync:
+                os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        if os.path.exists(temporary):
+            os.unlink(temporary)
+        raise
+
+
 def _metadata(table: pa.Table) -> dict[str, str]:
     found = table.schema.metadata or {}
     return {k.decode(): v.decode() for k, v in found.items() if k not in (b"wds.version", b"wds.shards")}
 
 
-def _check_schema(table: pa.Table, base: str) -> Shards:
-    metadata = table.schema.metadata or {}
-    if metadata.get(b"wds.version", b"").decode() != VERSION:
-        raise ValueError(f"wds.version is {metadata.get(b'wds.version', b'nothing').decode()!r}")
-    types = {"shard": pa.uint32(), "start": pa.uint64(), "end": pa.uint64(), "fields": pa.list_(FIELD_TYPE)}
-    types |= {"_hash": pa.uint64(), "_row": pa.uint64()}
-    if len(set(table.column_names)) != len(table.column_names):
-        raise ValueError("two columns have the same name")
-    table.validate()
-    for name, want in types.items():
-        if table.schema.field(name).type != want:
-            raise ValueError(f"column {name} is {table.schema.field(name).type}, not {want}")
-    if table.schema.field("key").type not in (pa.utf8(), pa.large_utf8()):
-        raise ValueError("column key is not text")
-    for name in (*types, "key"):
-        if table.column(name).null_count:
-            raise ValueError(f"column {name} has nulls")
-    shards = Shards.from_json(metadata[b"wds.shards"], base)
+def _shards(table: pa.Table, base: str) -> Shards:
+    """The shard table of a file whose schema is that of an index."""
+    shards = Shards.from_json(soundness.check_schema(table), base)
     if sum(shards.nsamples) != table.num_rows:
         raise ValueError("the shard table and the rows have different numbers of samples")
     return shards
-
-
-def _problem(table: pa.Table, shards: Shards) -> str | None:
-    """What is wrong with the numbers of an index that Arrow finds well-formed."""
-    first = np.cumsum([0, *shards.nsamples], dtype=np.int64)
-    nbytes = np.array([min(n, (1 << 63) - 1) for n in shards.nbytes], np.uint64)
-    row = 0
-    for batch in table.to_batches(max_chunksize=CHECK_ROWS):
-        rows = np.arange(row, row + batch.num_rows)
-        shard, start, end = (batch.column(name).to_numpy() for name in ("shard", "start", "end"))
-        if not np.array_equal(shard, np.searchsorted(first, rows, side="right") - 1):
-            return f"rows from {row} on are not in the order of the shard table"
-        if not np.all((start < end) & (end <= nbytes[shard])):
-            return f"a row from {row} on lies outside of its shard"
-        fields = batch.column("fields")
-        struct = fields.flatten()
-        ext, *places = struct.flatten()
-        if struct.null_count or ext.null_count or ext.dictionary.null_count or any(p.null_count for p in places):
-            return f"a row from {row} on has a field with nulls"
-        header, offset, size = (place.to_numpy() for place in places)
-        of = np.repeat(np.arange(batch.num_rows), fields.value_lengths().to_numpy())
-        inside = (start[of] <= header) & (header < offset) & (offset <= end[of])
-        if not np.all(inside & (size <= end[of] - np.minimum(offset, end[of]))):
-            return f"a row from {row} on has a field outside of its sample"
-        row += batch.num_rows
-    hashes, order = (table.column(name).to_numpy() for name in HIDDEN)
-    if np.any(hashes[1:] < hashes[:-1]) or np.any(order >= len(order)):
-        return "the hashes of the keys are not sorted"
-    if not np.all(np.bincount(order.astype(np.int64), minlength=len(order)) == 1):
-        return "the hashes of the keys do not belong to the rows"
-    return None
-
-
-def _named(shard: pa.ChunkedArray, names: list[str]) -> pa.ChunkedArray:
-    texts = pa.array([name.encode("utf-8", "backslashreplace").decode() for name in names], pa.utf8())
-    chunks = [pa.DictionaryArray.from_arrays(chunk, texts) for chunk in shard.chunks]
-    return pa.chunked_array(chunks, type=pa.dictionary(pa.uint32(), pa.utf8()))
-
-
-def _file(url: str) -> str:
-    return url if urls.scheme(url) == "pipe" else urls.basename(url)
-
-
-def _line(error: BaseException) -> str:
-    """What an error of Arrow says, in one line."""
-    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -36,21 +36,54 @@ def run(command: click.Command) -> NoReturn:
     except KeyboardInterrupt:
         click.echo("Interrupted", err=True)
         code = 130
-    except WdsError as error:
-        code = _fail(name, str(error))
-    except OSError as error:
-        if isinstance(error, BrokenPipeError) and _stdout_is_gone():
-            code = 0
-        else:
-            what = error.strerror or str(error)
-            code = _fail(name, f"{error.filename}: {what}" if error.filename else what)
+    except (WdsError, OSError) as error:
+        gone = isinstance(error, BrokenPipeError) and not isinstance(error, WdsError) and _stdout_is_gone()
+        code = 0 if gone else _fail(name, say(error))
     _drop_stdout_if_broken()
     sys.exit(code)
 
 
+def say(error: BaseException) -> str:
+    """What an error says, without the [Errno 2] of the builtin ones."""
+    if not isinstance(error, OSError) or not error.strerror:
+        return str(error)
+    return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+
+
+def talk(message: str) -> None:
+    """Say something on stderr, under the name of the command that runs."""
+    click.echo(f"{click.get_current_context().find_root().info_name}: {message}", err=True)
+
+
+def tell_log() -> None:
+    """Let what the library logs be heard on stderr, under the name of the command that runs."""
+    import logging
+
+    name = click.get_current_context().find_root().info_name
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter(f"{name}: %(message)s"))
+    logger = logging.getLogger("wdstools")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+
+
+def human(nbytes: float) -> str:
+    """Bytes for people: 31.2 MB, in powers of 1000."""
+    value, units = float(nbytes), ["bytes", "kB", "MB", "GB", "TB", "PB"]
+    while value >= 999.5 and len(units) > 1:
+        value, units = value / 1000, units[1:]
+    digits = 0 if units[0] == "bytes" or value >= 99.95 else 1
+    return f"{value:.{digits}f} {units[0]}"
+
+
+def split_commas(context: click.Context, option: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
+    """The callback of an option that is given more than once, or once with commas."""
+    return tuple(dict.fromkeys(part.strip() for item in value for part in item.split(",") if part.strip()))
+
+
 def emit(lines: Iterable[str]) -> None:
     """Write lines of data to stdout, each ended by a newline; a name that is no UTF-8 comes out as the bytes it was."""
-    _write(os.fsencode("".join([line + "\n" for line in lines])))
+    emit_bytes(os.fsencode("".join([line + "\n" for line in lines])))
 
 
 def emit_json(obj: object) -> None:
@@ -62,7 +95,7 @@ def emit_json(obj: object) -> None:
         data = text.encode()
     except UnicodeEncodeError:
         data = json.dumps(obj, indent=2).encode()
-    _write(data + b"\n")
+    emit_bytes(data + b"\n")
 
 
 def read_stdin() -> bytes:
@@ -107,7 +140,8 @@ def _invoke(command: click.Command, name: str) -> int:
         return error.exit_code
 
 
-def _write(data: bytes) -> None:
+def emit_bytes(data: bytes) -> None:
+    """Write data to stdout as it is."""
     if sys.stdout is None:
         raise OSError(errno.EBADF, "stdout is closed")
     sys.stdout.flush()
