@@ -52,21 +52,23 @@ struct prefetch {
   bool regular, stop, over;
 };
 
-/* Wait until fd has something or the owner wants us to stop. False: stop. A pipe that pauses hands out what it has. */
-static bool wait_readable(prefetch *r, int timeout_ms, bool *ready) {
+/* Wait until fd has something. 0, ECANCELED: the owner wants us to stop, or an errno. */
+static int wait_readable(prefetch *r, int timeout_ms, bool *ready) {
   struct pollfd fds[2] = {{.fd = r->fd, .events = POLLIN}, {.fd = r->wake[0], .events = POLLIN}};
   int n;
   do n = poll(fds, 2, timeout_ms);
   while (n < 0 && errno == EINTR);
+  if (n < 0) return errno;
   *ready = fds[0].revents != 0;
-  return !fds[1].revents;
+  return fds[1].revents ? ECANCELED : 0;
 }
 
 static int fill_from_pipe(prefetch *r, block *b) {
   while (b->len < b->cap) {
-    bool ready;
-    if (!wait_readable(r, b->len ? 0 : -1, &ready)) return ECANCELED;
-    if (!ready) return 0;
+    bool ready = false;
+    int error = wait_readable(r, b->len ? 0 : -1, &ready);
+    if (error) return error;
+    if (!ready) return 0; /* a pipe that pauses hands out what it has */
     ssize_t n = read(r->fd, b->data + b->len, b->cap - b->len);
     if (n == 0) return 0;
     if (n > 0) b->len += (size_t)n;
@@ -113,8 +115,12 @@ prefetch *prefetch_start(int fd, bool regular, uint64_t pos) {
     free(r);
     return NULL;
   }
+  pthread_condattr_t clock;
+  pthread_condattr_init(&clock);
+  pthread_condattr_setclock(&clock, CLOCK_MONOTONIC); /* waits do not grow when somebody sets the time */
   pthread_mutex_init(&r->lock, NULL);
-  pthread_cond_init(&r->changed, NULL);
+  pthread_cond_init(&r->changed, &clock);
+  pthread_condattr_destroy(&clock);
   int error = pthread_create(&r->thread, NULL, prefetch_main, r);
   if (error) {
     close(r->wake[0]), close(r->wake[1]);
@@ -134,13 +140,14 @@ void prefetch_give(prefetch *r, block *empty) {
 
 int prefetch_take(prefetch *r, block **full) {
   struct timespec until;
-  clock_gettime(CLOCK_REALTIME, &until);
+  clock_gettime(CLOCK_MONOTONIC, &until);
   until.tv_nsec += 100 * 1000 * 1000;
   if (until.tv_nsec >= 1000000000) until.tv_sec++, until.tv_nsec -= 1000000000;
   int error = 0;
   *full = NULL;
   pthread_mutex_lock(&r->lock);
-  while (!error && r->filled == r->taken && !r->over) error = pthread_cond_timedwait(&r->changed, &r->lock, &until);
+  while (!error && r->filled == r->taken && !r->over)
+    if (pthread_cond_timedwait(&r->changed, &r->lock, &until)) error = PREFETCH_WAIT;
   if (r->filled > r->taken) {
     *full = r->ring[r->taken++ % PREFETCH_DEPTH];
     error = r->over && r->filled == r->taken ? r->error : 0;

@@ -26,8 +26,9 @@ typedef struct prefetch prefetch;
 /* regular: pread from pos on; otherwise read, and closing does not wait for a silent pipe. NULL: errno. */
 prefetch *prefetch_start(int fd, bool regular, uint64_t pos);
 void prefetch_give(prefetch *r, block *empty); /* at most PREFETCH_DEPTH are out at a time */
-/* Wait a tenth of a second for the next full block; ETIMEDOUT: none yet. (*full)->len == 0: the end; NULL: asked again
- * after the end. Returns 0, or an errno of reading (its block, with what came before the error, comes back too). */
+/* Wait a tenth of a second for the next full block; PREFETCH_WAIT: none yet. (*full)->len == 0: the end; NULL: asked
+ * again after the end. Returns 0, or an errno of reading (its block, with what came before it, comes back too). */
+#define PREFETCH_WAIT (-1) /* no errno: reading itself can time out */
 int prefetch_take(prefetch *r, block **full);
 void prefetch_stop(prefetch *r); /* joins the thread; the blocks given are the caller's again */
 

@@ -3,6 +3,13 @@
 
 core_state *core_of(PyObject *self) { return PyType_GetModuleState(Py_TYPE(self)); }
 
+int as_u64(PyObject *number, void *to_uint64) {
+  unsigned long long value = PyLong_AsUnsignedLongLong(number);
+  if (value == UINT64_MAX && PyErr_Occurred()) return 0;
+  *(uint64_t *)to_uint64 = value;
+  return 1;
+}
+
 void *raise_shard(core_state *st, error_kind kind, const char *reason, PyObject *url, uint64_t offset) {
   PyObject *error = PyObject_CallFunction(st->errors[kind], "sOK", reason, url ? url : Py_None, (unsigned long long)offset);
   if (error) PyErr_SetObject(st->errors[kind], error);
@@ -45,8 +52,8 @@ static PyObject *core_hash(PyObject *Py_UNUSED(module), PyObject *data) {
 static PyObject *core_format(PyObject *Py_UNUSED(module), PyObject *args) {
   const char *name;
   Py_ssize_t len;
-  unsigned long long nbytes, mtime;
-  if (!PyArg_ParseTuple(args, "y#KK", &name, &len, &nbytes, &mtime)) return NULL;
+  uint64_t nbytes, mtime;
+  if (!PyArg_ParseTuple(args, "y#O&O&", &name, &len, as_u64, &nbytes, as_u64, &mtime)) return NULL;
   size_t cap = tar_group_cap((size_t)len);
   unsigned char *out = PyMem_RawMalloc(cap);
   if (!out) return PyErr_NoMemory();

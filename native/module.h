@@ -24,6 +24,9 @@ typedef struct {
 
 core_state *core_of(PyObject *self); /* of an instance of one of our types */
 
+/* A converter for "O&": an int that is not wrapped, as "K" does. */
+int as_u64(PyObject *number, void *to_uint64);
+
 /* Raise one of the errors of wdstools.errors. url may be NULL. Both return NULL. */
 void *raise_shard(core_state *st, error_kind kind, const char *reason, PyObject *url, uint64_t offset);
 void *raise_errno(int error, PyObject *url);
@@ -79,7 +82,7 @@ int builder_visit(builder *m, visitproc visit, void *arg);
 int builder_member(builder *m, const tar_member *member, PyObject **ext, bool *fresh, PyObject **done);
 int builder_put(builder *m, PyObject *ext, PyObject *value, uint64_t header); /* steals value */
 
-/* py_scan.c, py_write.c */
+/* py_scan.c */
 PyObject *columns_to_dict(const columns *c);
 PyObject *core_scan(PyObject *module, PyObject *args, PyObject *kwargs);
 

@@ -15,6 +15,7 @@ static void block_dealloc(PyObject *op) {
   BlockObject *self = (BlockObject *)op;
   PyTypeObject *type = Py_TYPE(op);
   core_state *st = PyType_GetModuleState(type);
+  if (!st) PyErr_Clear(); /* the interpreter ends, and has taken the module from its types */
   if (st && self->b.data && self->b.cap == BLOCK_BYTES && st->pooled < POOL_BLOCKS) st->pool[st->pooled++] = self->b.data;
   else PyMem_RawFree(self->b.data);
   PyObject_Free(op);

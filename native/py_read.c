@@ -5,15 +5,22 @@
 
 /* The columns of one batch of an index, as they lie in the file. */
 typedef struct {
-  Py_buffer shard, start, end, key_ends, key_data, shard_nbytes;
+  Py_buffer shard, start, end, key_ends, key_data;
   Py_ssize_t nrows;
-  bool attached;
+} row_batch;
+enum { BATCH_COLUMNS = 5 };
+
+/* Of all batches; all but the last have as many rows as the first. A read holds on to those that it began with. */
+typedef struct {
+  row_batch **batches;
+  size_t nbatches, refs;
+  Py_buffer shard_nbytes;
 } row_columns;
 
 typedef struct {
   PyObject_HEAD
   builder make;
-  row_columns rows;
+  row_columns *rows;      /* or NULL */
   unsigned char *scratch; /* recycled */
   size_t scratch_cap;
   bool busy;              /* a read uses make and scratch; it may have let go of the GIL */
@@ -175,9 +182,9 @@ static PyObject *reader_read(PyObject *op, PyObject *const *args, Py_ssize_t nar
     PyErr_SetString(PyExc_TypeError, "read(fd: int, start: int, end: int, key: str, url: str, local_path)");
     return NULL;
   }
-  int fd = (int)PyLong_AsLong(args[0]);
-  uint64_t start = PyLong_AsUnsignedLongLong(args[1]), end = PyLong_AsUnsignedLongLong(args[2]);
-  if (PyErr_Occurred()) return NULL;
+  uint64_t start, end;
+  int fd = PyObject_AsFileDescriptor(args[0]);
+  if (fd < 0 || !as_u64(args[1], &start) || !as_u64(args[2], &end)) return NULL;
   if (start >= end || end > INT64_MAX) {
     PyErr_SetString(PyExc_ValueError, "not a byte range");
     return NULL;
@@ -190,6 +197,22 @@ static PyObject *reader_read(PyObject *op, PyObject *const *args, Py_ssize_t nar
   return sample;
 }
 
+static void batch_free(row_batch *b) {
+  if (!b) return;
+  Py_buffer *all[BATCH_COLUMNS] = {&b->shard, &b->start, &b->end, &b->key_ends, &b->key_data};
+  for (size_t i = 0; i < BATCH_COLUMNS; i++)
+    if (all[i]->obj) PyBuffer_Release(all[i]);
+  PyMem_Free(b);
+}
+
+static void rows_release(row_columns *r) {
+  if (!r || --r->refs) return;
+  for (size_t i = 0; i < r->nbatches; i++) batch_free(r->batches[i]);
+  if (r->shard_nbytes.obj) PyBuffer_Release(&r->shard_nbytes);
+  PyMem_Free(r->batches);
+  PyMem_Free(r);
+}
+
 /* A number of a column that came from a file: it need not be aligned. */
 static uint64_t number(const Py_buffer *column, size_t i) {
   uint32_t narrow;
@@ -200,73 +223,123 @@ static uint64_t number(const Py_buffer *column, size_t i) {
 }
 
 /* Where the key of a row lies in key_data; false where the offsets are none (negative ones are too large). */
-static bool find_key(const row_columns *r, Py_ssize_t row, const char **key, size_t *len) {
-  uint64_t a = number(&r->key_ends, (size_t)row), b = number(&r->key_ends, (size_t)row + 1);
-  if (a > b || b > (uint64_t)r->key_data.len) return false;
-  *key = (const char *)r->key_data.buf + a, *len = (size_t)(b - a);
+static bool find_key(const row_batch *batch, size_t row, const char **key, size_t *len) {
+  uint64_t a = number(&batch->key_ends, row), b = number(&batch->key_ends, row + 1);
+  if (a > b || b > (uint64_t)batch->key_data.len) return false;
+  *key = (const char *)batch->key_data.buf + a, *len = (size_t)(b - a);
+  __builtin_prefetch(*key); /* it is looked at after the read */
   return true;
+}
+
+/* The batch of a row, and the row within it; NULL past the end. */
+static const row_batch *find_batch(const row_columns *r, size_t *row) {
+  size_t n = r->nbatches ? (size_t)r->batches[0]->nrows : 0, i = 0;
+  if (*row >= n && n) i = *row / n, *row -= i * n;
+  return i < r->nbatches && *row < (size_t)r->batches[i]->nrows ? r->batches[i] : NULL;
 }
 
 /* files: per shard None or (fd, url, local_path, ...). None: not as simple as that, let Python see to it. */
 static PyObject *reader_read_row(PyObject *op, PyObject *const *args, Py_ssize_t nargs) {
   ReaderObject *self = (ReaderObject *)op;
-  const row_columns *r = &self->rows;
+  row_columns *r = self->rows;
   if (nargs != 2 || !PyLong_Check(args[0]) || !PyList_Check(args[1])) {
     PyErr_SetString(PyExc_TypeError, "read_row(row: int, files: list)");
     return NULL;
   }
-  Py_ssize_t row = PyLong_AsSsize_t(args[0]);
-  if (row == -1 && PyErr_Occurred()) return NULL;
-  if (!r->attached || row < 0 || row >= r->nrows) Py_RETURN_NONE;
-  uint64_t shard = number(&r->shard, (size_t)row);
-  uint64_t start = number(&r->start, (size_t)row), end = number(&r->end, (size_t)row);
+  Py_ssize_t number_of_row = PyLong_AsSsize_t(args[0]);
+  if (number_of_row == -1 && PyErr_Occurred()) return NULL;
+  size_t row = (size_t)number_of_row;
+  const row_batch *batch = r && number_of_row >= 0 ? find_batch(r, &row) : NULL;
+  if (!batch) Py_RETURN_NONE;
+  uint64_t shard = number(&batch->shard, row), start = number(&batch->start, row), end = number(&batch->end, row);
   const char *key;
   size_t key_len;
   if (shard >= (uint64_t)PyList_GET_SIZE(args[1]) || shard >= (uint64_t)r->shard_nbytes.len / 8 || start >= end ||
-      end > number(&r->shard_nbytes, (size_t)shard) || end > INT64_MAX || !find_key(r, row, &key, &key_len))
+      end > number(&r->shard_nbytes, (size_t)shard) || end > INT64_MAX || !find_key(batch, row, &key, &key_len))
     Py_RETURN_NONE;
   PyObject *file = PyList_GET_ITEM(args[1], (Py_ssize_t)shard);
   if (!PyTuple_Check(file) || PyTuple_GET_SIZE(file) < 3) Py_RETURN_NONE;
-  Py_INCREF(file); /* the list may let go of it while we read */
-  int fd = (int)PyLong_AsLong(PyTuple_GET_ITEM(file, 0));
-  PyObject *sample = fd == -1 && PyErr_Occurred()
-                         ? NULL
-                         : read_sample(self, fd, start, end, key, key_len, PyTuple_GET_ITEM(file, 1), PyTuple_GET_ITEM(file, 2));
+  Py_INCREF(file); /* the list may let go of it while we read, and the reader of the columns that the key is in */
+  r->refs++;
+  int fd = PyObject_AsFileDescriptor(PyTuple_GET_ITEM(file, 0));
+  PyObject *sample =
+      fd < 0 ? NULL
+             : read_sample(self, fd, start, end, key, key_len, PyTuple_GET_ITEM(file, 1), PyTuple_GET_ITEM(file, 2));
+  rows_release(r);
   Py_DECREF(file);
   return sample;
 }
 
-static void detach(row_columns *r) {
-  Py_buffer *all[] = {&r->shard, &r->start, &r->end, &r->key_ends, &r->key_data, &r->shard_nbytes};
-  for (size_t i = 0; i < sizeof all / sizeof *all; i++)
-    if (all[i]->obj) PyBuffer_Release(all[i]);
-  r->attached = false;
+/* Buffers of u32, u64, u64, i32 or i64, bytes. NULL: exception. */
+static row_batch *batch_new(PyObject *const *args) {
+  row_batch *b = PyMem_Calloc(1, sizeof *b);
+  if (!b) return (row_batch *)PyErr_NoMemory();
+  Py_buffer *all[BATCH_COLUMNS] = {&b->shard, &b->start, &b->end, &b->key_ends, &b->key_data};
+  for (int i = 0; i < BATCH_COLUMNS; i++)
+    if (PyObject_GetBuffer(args[i], all[i], PyBUF_FORMAT | PyBUF_ND)) goto fail;
+  b->nrows = b->shard.len / 4;
+  if (b->shard.itemsize == 4 && b->start.itemsize == 8 && b->end.itemsize == 8 &&
+      (b->key_ends.itemsize == 4 || b->key_ends.itemsize == 8) && b->start.len == b->nrows * 8 &&
+      b->end.len == b->nrows * 8 && b->key_ends.len >= (b->nrows + 1) * b->key_ends.itemsize)
+    return b;
+  PyErr_SetString(PyExc_ValueError, "columns that do not go together");
+fail:
+  batch_free(b);
+  return NULL;
 }
 
-/* attach(shard, start, end, key_ends, key_data, shard_nbytes): buffers of u32, u64, u64, i32 or i64, bytes, u64. */
+static int add_batch(row_columns *r, row_batch *b) {
+  row_batch **grown = PyMem_Realloc(r->batches, (r->nbatches + 1) * sizeof *grown);
+  if (!grown) {
+    PyErr_NoMemory();
+    return -1;
+  }
+  r->batches = grown;
+  r->batches[r->nbatches++] = b;
+  return 0;
+}
+
 static PyObject *reader_attach(PyObject *op, PyObject *const *args, Py_ssize_t nargs) {
-  row_columns *r = &((ReaderObject *)op)->rows;
-  Py_buffer *all[] = {&r->shard, &r->start, &r->end, &r->key_ends, &r->key_data, &r->shard_nbytes};
-  if (nargs != 6 || ((ReaderObject *)op)->busy) {
+  ReaderObject *self = (ReaderObject *)op;
+  if (nargs != BATCH_COLUMNS + 1) {
     PyErr_SetString(PyExc_TypeError, "attach(shard, start, end, key_ends, key_data, shard_nbytes)");
     return NULL;
   }
-  detach(r);
-  for (int i = 0; i < 6; i++)
-    if (PyObject_GetBuffer(args[i], all[i], PyBUF_FORMAT | PyBUF_ND)) {
-      detach(r);
-      return NULL;
-    }
-  r->nrows = r->shard.len / 4;
-  if (r->shard.itemsize != 4 || r->start.itemsize != 8 || r->end.itemsize != 8 || r->shard_nbytes.itemsize != 8 ||
-      (r->key_ends.itemsize != 4 && r->key_ends.itemsize != 8) || r->start.len != r->nrows * 8 ||
-      r->end.len != r->nrows * 8 || r->key_ends.len < (r->nrows + 1) * r->key_ends.itemsize) {
-    detach(r);
+  row_columns *r = PyMem_Calloc(1, sizeof *r), *before;
+  if (!r) return PyErr_NoMemory();
+  r->refs = 1;
+  row_batch *batch = NULL;
+  if (PyObject_GetBuffer(args[BATCH_COLUMNS], &r->shard_nbytes, PyBUF_FORMAT | PyBUF_ND)) goto fail;
+  if (r->shard_nbytes.itemsize != 8) {
     PyErr_SetString(PyExc_ValueError, "columns that do not go together");
+    goto fail;
+  }
+  if (!(batch = batch_new(args)) || add_batch(r, batch)) goto fail;
+  before = self->rows; /* as it is now: an exporter may have run Python */
+  self->rows = r;
+  rows_release(before);
+  Py_RETURN_NONE;
+fail:
+  if (batch) batch_free(batch);
+  rows_release(r);
+  return NULL;
+}
+
+static PyObject *reader_extend(PyObject *op, PyObject *const *args, Py_ssize_t nargs) {
+  if (nargs != BATCH_COLUMNS) {
+    PyErr_SetString(PyExc_TypeError, "extend(shard, start, end, key_ends, key_data)");
     return NULL;
   }
-  r->attached = true;
-  Py_RETURN_NONE;
+  row_batch *batch = batch_new(args);
+  if (!batch) return NULL;
+  row_columns *r = ((ReaderObject *)op)->rows;
+  if (!r || r->batches[r->nbatches - 1]->nrows != r->batches[0]->nrows || batch->nrows > r->batches[0]->nrows) {
+    PyErr_SetString(PyExc_ValueError, "all batches but the last must have as many rows as the first");
+  } else if (!add_batch(r, batch)) {
+    Py_RETURN_NONE;
+  }
+  batch_free(batch);
+  return NULL;
 }
 
 static PyObject *reader_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
@@ -279,20 +352,17 @@ static PyObject *reader_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
   return (PyObject *)self;
 }
 
+/* The buffers of rows are not visited: nothing leads from them back to the reader, and before CPython 3.11.10 and 3.12.6
+ * the collector cleared memoryviews that were still exported (gh-77894). */
 static int reader_traverse(PyObject *op, visitproc visit, void *arg) {
-  row_columns *r = &((ReaderObject *)op)->rows;
   Py_VISIT(Py_TYPE(op));
-  Py_VISIT(r->shard.obj);
-  Py_VISIT(r->start.obj);
-  Py_VISIT(r->end.obj);
-  Py_VISIT(r->key_ends.obj);
-  Py_VISIT(r->key_data.obj);
-  Py_VISIT(r->shard_nbytes.obj);
   return builder_visit(&((ReaderObject *)op)->make, visit, arg);
 }
 
 static int reader_clear(PyObject *op) {
-  detach(&((ReaderObject *)op)->rows);
+  row_columns *rows = ((ReaderObject *)op)->rows;
+  ((ReaderObject *)op)->rows = NULL;
+  rows_release(rows);
   builder_clear(&((ReaderObject *)op)->make);
   return 0;
 }
@@ -310,7 +380,10 @@ static PyMethodDef reader_methods[] = {
     {"read", (PyCFunction)(void (*)(void))reader_read, METH_FASTCALL,
      "read(fd, start, end, key, url, local_path): the sample in bytes [start, end) of the shard behind fd"},
     {"attach", (PyCFunction)(void (*)(void))reader_attach, METH_FASTCALL,
-     "attach(shard, start, end, key_ends, key_data, shard_nbytes): the columns of a batch of an index, for read_row"},
+     "attach(shard, start, end, key_ends, key_data, shard_nbytes): the columns of the first batch of an index, for read_row"},
+    {"extend", (PyCFunction)(void (*)(void))reader_extend, METH_FASTCALL,
+     "extend(shard, start, end, key_ends, key_data): the columns of the next batch; all batches but the last must have as "
+     "many rows as the first"},
     {"read_row", (PyCFunction)(void (*)(void))reader_read_row, METH_FASTCALL,
      "read_row(row, files): the sample of a row, files being None or (fd, url, local_path, ...) for each shard; None where "
      "the shard is not open or the row is not sound"},

@@ -22,8 +22,8 @@ static int window_more_unlocked(bio *b) {
 
 static int headers_open(header_source *h, core_state *st, PyObject *source) {
   struct stat about;
-  int fd = PyLong_Check(source) ? (int)PyLong_AsLong(source) : -1;
-  if (fd == -1 && PyErr_Occurred()) return -1;
+  int fd = PyLong_Check(source) ? PyObject_AsFileDescriptor(source) : -1;
+  if (fd < 0 && PyErr_Occurred()) return -1;
   h->sequential = fd < 0 || fstat(fd, &about) || !S_ISREG(about.st_mode);
   if (h->sequential) {
     if (source_open(&h->source, st, source, NULL, 0, BLOCK_BYTES)) return -1;
@@ -78,6 +78,66 @@ PyObject *columns_to_dict(const columns *c) {
   return d;
 }
 
+/* scan.c compares field names by ASCII; in a sample they are str.lower(). canonical[code]: the first code that has the
+ * same name, or reserved where it is a name that a sample has anyway. 1: some differ from their code. -1: exception. */
+#define RESERVED UINT32_MAX
+static int fold_exts(core_state *st, const columns *c, uint32_t *canonical) {
+  const uint64_t *ends = (const void *)c->ext_ends.data;
+  PyObject *first = PyDict_New();
+  int failed = first ? 0 : -1, differ = 0;
+  for (size_t code = 0, from = 0; !failed && code < c->ext_ends.len / 8; from = (size_t)ends[code++]) {
+    PyObject *raw = PyUnicode_DecodeUTF8((char *)c->exts.data + from, (Py_ssize_t)(ends[code] - from), "surrogateescape");
+    PyObject *name = raw ? PyObject_CallMethod(raw, "lower", NULL) : NULL;
+    PyObject *number = name ? PyLong_FromSize_t(code) : NULL;
+    PyObject *known = number ? PyDict_SetDefault(first, name, number) : NULL;
+    if (known) {
+      bool reserved = PyUnicode_Compare(name, st->s_key) == 0 || PyUnicode_Compare(name, st->s_url) == 0 ||
+                      PyUnicode_Compare(name, st->s_local_path) == 0;
+      canonical[code] = reserved ? RESERVED : (uint32_t)PyLong_AsUnsignedLong(known);
+      differ |= canonical[code] != code;
+    } else {
+      failed = -1;
+    }
+    Py_XDECREF(raw);
+    Py_XDECREF(name);
+    Py_XDECREF(number);
+  }
+  Py_XDECREF(first);
+  return failed ? -1 : differ;
+}
+
+/* The first entry whose field its sample has already, or UINT64_MAX. */
+static uint64_t find_twice(const columns *c, const uint32_t *canonical) {
+  const uint64_t *ends = (const void *)c->field_ends.data;
+  const uint32_t *codes = (const void *)c->field_codes.data;
+  for (uint64_t row = 0, i = 0; row < c->nsamples; row++)
+    for (uint64_t from = i; i < ends[row]; i++) {
+      if (canonical[codes[i]] == RESERVED) return i;
+      for (uint64_t j = from; j < i; j++)
+        if (canonical[codes[j]] == canonical[codes[i]]) return i;
+    }
+  return UINT64_MAX;
+}
+
+/* A stream would refuse a sample with the fields É and é: so does its index. */
+static int check_folding(core_state *st, const columns *c, PyObject *url) {
+  bool ascii = true;
+  for (size_t i = 0; ascii && i < c->exts.len; i++) ascii = c->exts.data[i] < 0x80;
+  if (ascii) return 0;
+  uint32_t *canonical = PyMem_Malloc(c->ext_ends.len / 8 * sizeof *canonical);
+  if (!canonical) {
+    PyErr_NoMemory();
+    return -1;
+  }
+  int differ = fold_exts(st, c, canonical);
+  uint64_t twice = differ > 0 ? find_twice(c, canonical) : UINT64_MAX;
+  PyMem_Free(canonical);
+  if (twice == UINT64_MAX) return differ < 0 ? -1 : 0;
+  raise_shard(st, E_DUPLICATE, "two members of a sample have one field", url,
+              ((const uint64_t *)(const void *)c->field_headers.data)[twice]);
+  return -1;
+}
+
 PyObject *core_scan(PyObject *module, PyObject *args, PyObject *kwargs) {
   static char *names[] = {"source", "url", NULL};
   core_state *st = PyModule_GetState(module);
@@ -95,7 +155,7 @@ PyObject *core_scan(PyObject *module, PyObject *args, PyObject *kwargs) {
     Py_END_ALLOW_THREADS
   }
   if (r.status) raise_scan(st, &r, url);
-  else result = columns_to_dict(&c);
+  else if (!check_folding(st, &c, url)) result = columns_to_dict(&c);
   if (result && put_count(result, "nbytes", headers_bio(&h)->pos)) Py_CLEAR(result);
   columns_free(&c);
   headers_close(&h);
@@ -108,7 +168,7 @@ typedef struct {
   header_source h;
   PyObject *url;
   uint64_t next;
-  bool over;
+  bool over, running;
 } WalkerObject;
 
 static PyObject *member_tuple(const tar_member *m) {
@@ -124,30 +184,39 @@ static PyObject *member_tuple(const tar_member *m) {
                        (unsigned long long)m->offset, (unsigned long long)m->nbytes);
 }
 
+/* The next member. TAR_MEMBER; else the walk is over: TAR_END, or *r says why. */
+static tar_status walk(WalkerObject *self, tar_member *m, scan_result *r) {
+  bio *b = headers_bio(&self->h);
+  tar_walker w = {0};
+  uint64_t skipped, want = self->next - b->pos;
+  int error = bio_skip(b, want, &skipped);
+  if (error) *r = (scan_result){.status = SCAN_IO, .error = error};
+  else if (skipped < want) *r = (scan_result){.status = SCAN_TRUNCATED, .reason = "truncated in a member", .at = b->pos};
+  if (r->status) return TAR_ERROR;
+  tar_status st = scan_member(b, &w, m, r);
+  if (st == TAR_END) scan_tail(b, r);
+  if (st == TAR_MEMBER) self->next = m->next;
+  return st;
+}
+
 static PyObject *walker_next(PyObject *op) {
   WalkerObject *self = (WalkerObject *)op;
   scan_result r = {SCAN_OK, 0, NULL, 0};
-  tar_walker w = {0};
   tar_member m;
-  if (self->over) return NULL;
-  bio *b = headers_bio(&self->h);
-  self->over = true; /* until this step is done: an error ends the walk */
-  uint64_t skipped, want = self->next - b->pos;
-  int error = bio_skip(b, want, &skipped);
-  if (error) r = (scan_result){.status = SCAN_IO, .error = error};
-  else if (skipped < want) r = (scan_result){.status = SCAN_TRUNCATED, .reason = "truncated in a member", .at = b->pos};
-  if (!r.status) {
-    tar_status st = scan_member(b, &w, &m, &r);
-    if (st == TAR_END) scan_tail(b, &r);
-    if (!r.status && st == TAR_MEMBER) {
-      self->next = m.next;
-      self->over = false;
-      return member_tuple(&m);
-    }
+  if (self->running) { /* in another thread, or under readinto: not the end */
+    PyErr_SetString(PyExc_ValueError, "walker already executing");
+    return NULL;
   }
-  if (r.status) raise_scan(self->st, &r, self->url);
-  headers_close(&self->h);
-  return NULL;
+  if (self->over) return NULL;
+  self->running = true;
+  tar_status st = walk(self, &m, &r);
+  if (st != TAR_MEMBER) {
+    self->over = true;
+    if (r.status) raise_scan(self->st, &r, self->url);
+    headers_close(&self->h);
+  }
+  self->running = false;
+  return st == TAR_MEMBER ? member_tuple(&m) : NULL;
 }
 
 static PyObject *walker_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {

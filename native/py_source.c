@@ -28,8 +28,8 @@ static int more_from_thread(bio *b) {
     Py_BEGIN_ALLOW_THREADS
     error = prefetch_take(s->ra, &full);
     Py_END_ALLOW_THREADS
-    if (error == ETIMEDOUT && PyErr_CheckSignals()) return BIO_EXCEPTION;
-  } while (error == ETIMEDOUT && !full);
+    if (error == PREFETCH_WAIT && PyErr_CheckSignals()) return BIO_EXCEPTION;
+  } while (error == PREFETCH_WAIT);
   if (!full) { /* after the end */
     if (s->cur) s->cur->b.len = 0;
     return error;
@@ -100,8 +100,8 @@ int source_open(py_source *s, core_state *st, PyObject *source, const char *head
     return 0;
   }
   struct stat about;
-  s->fd = (int)PyLong_AsLong(source);
-  if (s->fd == -1 && PyErr_Occurred()) return -1;
+  s->fd = PyObject_AsFileDescriptor(source);
+  if (s->fd < 0) return -1;
   if (fstat(s->fd, &about)) {
     PyErr_SetFromErrno(PyExc_OSError);
     return -1;

@@ -182,8 +182,8 @@ static PyObject *stream_next(PyObject *op) {
   while (!done && !failed && self->state != AT_END) {
     failed = self->state == AT_HEADER ? do_header(self, &done) : self->state == AT_PAYLOAD ? do_payload(self) : do_tail(self);
   }
+  if (failed || !done) stream_shut(self); /* still running: it lets go of the GIL until the thread is gone */
   self->running = false;
-  if (failed || !done) stream_shut(self);
   return done;
 }
 
@@ -193,7 +193,9 @@ static PyObject *stream_close(PyObject *op, PyObject *Py_UNUSED(ignored)) {
     PyErr_SetString(PyExc_ValueError, "stream already executing");
     return NULL;
   }
+  self->running = true;
   stream_shut(self);
+  self->running = false;
   Py_RETURN_NONE;
 }
 

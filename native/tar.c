@@ -113,11 +113,11 @@ static bool is_key(const char *key, size_t len, const char *want) {
 static const char *apply_record(overrides *o, bool global, const char *key, size_t key_len, const char *value,
                                 size_t value_len) {
   bool path = is_key(key, key_len, "path"), link = is_key(key, key_len, "linkpath");
-  bool size = is_key(key, key_len, "size");
+  bool size = is_key(key, key_len, "size"), sparse_name = is_key(key, key_len, "GNU.sparse.name");
   if (global) {
     return path || link || size ? "global PAX header that sets path, linkpath or size" : NULL;
   }
-  if ((path || link) && memchr(value, 0, value_len)) return "NUL byte in a PAX path";
+  if ((path || link || sparse_name) && memchr(value, 0, value_len)) return "NUL byte in a PAX path";
   if (path && !(o->sparse && o->has_name)) {
     o->name = value, o->name_len = value_len, o->has_name = value_len > 0;
   } else if (link) {
@@ -131,7 +131,7 @@ static const char *apply_record(overrides *o, bool global, const char *key, size
     }
   } else if (key_len > 11 && memcmp(key, "GNU.sparse.", 11) == 0) {
     o->sparse = true;
-    if (is_key(key, key_len, "GNU.sparse.name")) o->name = value, o->name_len = value_len, o->has_name = true;
+    if (sparse_name) o->name = value, o->name_len = value_len, o->has_name = true;
   }
   return NULL;
 }

@@ -10,7 +10,7 @@ import tarfile
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, TypeVar
 
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
@@ -18,6 +18,7 @@ from wdstools import _core
 
 URL = "u.tar"
 Sample = dict[str, Any]
+T = TypeVar("T")
 
 
 @contextlib.contextmanager
@@ -72,9 +73,9 @@ Way = Callable[[bytes], AbstractContextManager[Any]]
 WAYS: dict[str, Way] = {"regular": regular, "pipe": pipe, "readinto": dribble}
 
 
-def take(samples: Iterable[Sample]) -> tuple[list[Sample], Exception | None]:
-    """Return the samples that came, and what ended them."""
-    got: list[Sample] = []
+def take(samples: Iterable[T]) -> tuple[list[T], Exception | None]:
+    """Return the samples (or members) that came, and what ended them."""
+    got: list[T] = []
     try:
         for sample in samples:
             got.append(sample)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import os
+import signal
 import tarfile
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +23,7 @@ from wdstools import _core, tar
 from wdstools.errors import SourceError
 
 MIB = 1 << 20
+forks = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 
 
 @contextmanager
@@ -116,6 +121,8 @@ BAD_SAMPLES: dict[str, tuple[Any, dict[Any, Any], type[Exception]]] = {
     "field twice": ("x", {"TXT": b"1", "txt": b"2"}, SourceError),
     "field twice, big": ("x", {"TXT": BIG, "txt": b"2"}, SourceError),
     "new field names, then a bad one": ("x", {"new1": b"1", "new2": b"2", "t/t": b"1"}, SourceError),
+    "field twice in Unicode": ("x", {"É": BIG, "é": b"2"}, SourceError),
+    "field twice by a Kelvin sign": ("x", {"k": b"1", "\u212a": b"2"}, SourceError),
     "a str": ("x", {"a": BIG, "txt": "text"}, TypeError),
     "a number": ("x", {"a": BIG, "txt": 5}, TypeError),
     "None": ("x", {"txt": None}, TypeError),
@@ -152,6 +159,19 @@ def test_a_failing_sample_leaves_nothing(name: str) -> None:
         assert data == finished(fd, writer), "as if the failing sample had never been"
 
 
+@pytest.mark.parametrize("length", [500_000, 520_000, 523_000, 600_000, MIB - 3000])
+def test_a_name_longer_than_the_buffer(length: int) -> None:
+    with writing() as (fd, writer):
+        writer.write("a", {"bin": bytes(400_000)})
+        writer.write("n" * length, {"jpg": b"j" * 3000, "txt": b"1"})
+        with pytest.raises(SourceError):
+            writer.write("m" * length, {"jpg": b"j" * 3000, "t/t": b"1"})
+        writer.write("z", {"txt": b"2"})
+        got = samples_of(finished(fd, writer))
+    assert [len(s["__key__"]) for s in got] == [1, length, 1]
+    assert (got[1]["jpg"], got[1]["txt"], got[2]["txt"]) == (b"j" * 3000, b"1", b"2")
+
+
 def test_a_failing_first_sample() -> None:
     with writing() as (fd, writer):
         with pytest.raises(SourceError):
@@ -173,7 +193,7 @@ def test_nothing_follows_the_end() -> None:
 def test_a_full_disk_is_an_error_at_the_latest_in_finish(nbytes: int) -> None:
     with open("/dev/full", "wb", buffering=0) as f:
         writer = _core.Writer(f.fileno(), 0)
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(OSError, match="No space left"):  # noqa: PT012  in which of the two is not promised
             writer.write("a", {"txt": bytes(nbytes)})
             writer.finish()
         with pytest.raises(ValueError):
@@ -197,13 +217,13 @@ def test_a_pipe_takes_a_shard_but_no_rollback() -> None:
 
 
 def test_an_encoder_that_writes_into_the_same_writer() -> None:
-    writer: Any = None
-
     def encode(value: Any, name: str) -> bytes:
-        writer.write("inner", {"txt": b"1"})
+        writers[0].write("inner", {"txt": b"1"})
         return str(value).encode()
 
+    writers: list[_core.Writer] = []
     with writing(encode=encode) as (fd, writer):
+        writers.append(writer)
         assert writer.add({"__key__": "outer", "cls": 5}) == 1024
         keys = [s["__key__"] for s in samples_of(finished(fd, writer))]
     assert keys == ["inner", "outer"]
@@ -220,11 +240,13 @@ def test_add_says_when_the_shard_is_full() -> None:
         assert writer.add({"__key__": "a", "txt": b"1"}) == 1024, "one sample always goes in"
 
 
+@forks
 def test_the_child_of_a_fork_cannot_go_on() -> None:
     with writing() as (fd, writer):
         writer.write("a", {"txt": BIG})
         pid = os.fork()
         if pid == 0:
+            signal.alarm(20)
             code = 1
             try:
                 writer.write("b", {"txt": BIG})
@@ -234,3 +256,177 @@ def test_the_child_of_a_fork_cannot_go_on() -> None:
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
         writer.write("c", {"txt": b"1"})
         assert [s["__key__"] for s in samples_of(finished(fd, writer))] == ["a", "c"]
+
+
+# ---- add
+
+
+def encode(value: Any, name: str) -> bytes:
+    if value == "bad":
+        raise LookupError(name)
+    return value if isinstance(value, bytes) and not name.endswith(".gz") else repr(value).encode()
+
+
+@settings(max_examples=120, deadline=None)
+@given(samples=samples, maxcount=st.integers(1, 7), maxsize=st.integers(1, 12_000))
+def test_add_is_write_within_limits(samples: list[tuple[str, dict[str, bytes]]], maxcount: int, maxsize: int) -> None:
+    """A naive model of the limits: what a sample takes is what write() says."""
+    with writing() as (_, plain):
+        sizes = [plain.write(key, values) for key, values in samples]
+    with writing(encode=encode, maxcount=maxcount, maxsize=maxsize) as (fd, writer), writing() as (other, plain):
+        total = count = 0
+        for (key, values), nbytes in zip(samples, sizes, strict=True):
+            fits = count == 0 or (count < maxcount and total + nbytes + 1024 <= maxsize)
+            assert writer.add({**values, "__key__": key, "__url__": 5}) == (nbytes if fits else None)
+            if fits:
+                plain.write(key, values)
+                total, count = total + nbytes, count + 1
+            assert (writer.nbytes, writer.nsamples) == (total, count)
+        assert finished(fd, writer) == finished(other, plain)
+
+
+def test_which_values_go_through_the_encoder() -> None:
+    seen: list[tuple[Any, str]] = []
+
+    class Sub(bytes):
+        pass
+
+    def note(value: Any, name: str) -> bytes:
+        seen.append((value, name))
+        return b"encoded"
+
+    with writing(encode=note) as (fd, writer):
+        writer.add({"__key__": "a", "raw": b"1", "sub": Sub(b"2"), "cls": 3, "json.gz": b"4", "_hidden": 5, "gz": b"6"})
+        (sample,) = samples_of(finished(fd, writer))
+    assert sorted(seen, key=str) == sorted([(Sub(b"2"), "sub"), (3, "cls"), (b"4", "json.gz")], key=str)
+    fields = {k: v for k, v in sample.items() if not k.startswith("__")}
+    assert fields == {"raw": b"1", "sub": b"encoded", "cls": b"encoded", "json.gz": b"encoded", "gz": b"6"}
+
+
+BAD_ADDS: dict[str, tuple[Any, type[Exception]]] = {
+    "no dict": ([("__key__", "x")], SourceError),
+    "no key": ({"cls": 5}, SourceError),
+    "key is no str": ({"__key__": b"x", "cls": 5}, SourceError),
+    "field is no str": ({"__key__": "x", 5: 5}, TypeError),
+    "encoder fails": ({"__key__": "x", "a": BIG, "cls": "bad"}, LookupError),
+    "no fields": ({"__key__": "x"}, SourceError),
+    "dot in key": ({"__key__": "x.y", "cls": 5}, SourceError),
+    "slash in field": ({"__key__": "x", "a": BIG, "t/t": 5}, SourceError),
+    "field twice": ({"__key__": "x", "a": BIG, "CLS": 5, "cls": 6}, SourceError),
+    "key twice": ({"__key__": "good", "a": BIG}, SourceError),
+    "surrogate": ({"__key__": "\ud800", "cls": 5}, UnicodeEncodeError),
+    "a huge name": ({"__key__": "n" * (2 * MIB), "cls": 5}, SourceError),
+}
+
+
+@pytest.mark.parametrize("name", list(BAD_ADDS))
+def test_a_failing_add_leaves_nothing(name: str) -> None:
+    sample, error = BAD_ADDS[name]
+    with writing(encode=encode) as (fd, writer), writing() as (other, plain):
+        writer.add({"__key__": "good", "txt": b"1"})
+        for _ in range(2):
+            with pytest.raises(error):
+                writer.add(sample)
+        writer.add({"__key__": "last", "bin": bytes(3 * MIB)})
+        plain.write("good", {"txt": b"1"})
+        plain.write("last", {"bin": bytes(3 * MIB)})
+        assert finished(fd, writer) == finished(other, plain)
+
+
+@pytest.mark.parametrize("gives", ["text", None, 5, bytearray(b"1")])
+def test_an_encoder_gives_bytes(gives: Any) -> None:
+    with writing(encode=lambda value, name: gives) as (_, writer):
+        with pytest.raises(TypeError, match=r"encoder of field 'cls' gave a .*, not bytes"):
+            writer.add({"__key__": "a", "cls": 5})
+        assert writer.nsamples == 0
+
+
+def test_an_encoder_that_empties_the_sample() -> None:
+    sample: dict[str, Any] = {"__key__": "a" * 50, "cls": ["x"] * 3, "txt": ["y"]}
+
+    def empty(value: Any, name: str) -> bytes:
+        sample.clear()
+        gc.collect()
+        return repr(value).encode()
+
+    with writing(encode=empty) as (fd, writer):
+        with pytest.raises(KeyError, match="txt"):
+            writer.add(sample)
+        assert finished(fd, writer) == bytes(1024)
+
+
+# ---- threads, the end, arguments
+
+
+def test_a_second_thread_is_refused(tmp_path: Path) -> None:
+    """While one thread writes into a full pipe, nobody else gets into the same writer."""
+    out, into = os.pipe()
+    writer = _core.Writer(into, 0)
+    first = threading.Thread(target=lambda: writer.write("a", {"bin": bytes(8 * MIB)}))
+    first.start()
+    calls = (lambda: writer.write("b", {"txt": b"1"}), lambda: writer.add({"__key__": "b", "t": b""}), writer.finish)
+    try:
+        while writer.nbytes < MIB:  # in the second buffer: the first is stuck in the pipe
+            time.sleep(0.001)
+        for call in (*calls, writer.stop):
+            with pytest.raises(ValueError, match="already executing"):
+                call()
+    finally:
+        data = b""
+        while len(data) < 7 * MIB:
+            data += os.read(out, MIB)
+        drain = threading.Thread(target=lambda: [None for _ in iter(lambda: os.read(out, MIB), b"")])
+        drain.start()
+        first.join()
+        writer.stop()
+        os.close(into)
+        drain.join()
+        os.close(out)
+    for call in calls:
+        with pytest.raises(ValueError, match="broken"):
+            call()
+
+
+@pytest.mark.usefixtures("no_leaks")
+def test_a_writer_that_is_dropped_ends_its_thread() -> None:
+    fd = os.memfd_create("out")
+    writer = _core.Writer(fd, 0)
+    writer.write("a", {"bin": BIG})
+    del writer
+    assert len(content(fd)) >= 8 * MIB, "the descriptor can be closed: what was handed over is written"
+    os.close(fd)
+
+
+def test_stop_stops() -> None:
+    with writing() as (fd, writer):
+        writer.write("a", {"bin": BIG})
+        writer.stop()
+        writer.stop()
+        size = len(content(fd))
+        for call in (lambda: writer.write("b", {"txt": b"1"}), writer.finish):
+            with pytest.raises(ValueError, match="broken"):
+                call()
+        assert len(content(fd)) == size
+
+
+@pytest.mark.parametrize(
+    "options", [{"mtime": -1}, {"mtime": 1 << 64}, {"maxcount": -1}, {"maxsize": 1 << 64}, {"fd": 1 << 32}]
+)
+def test_numbers_that_do_not_fit(options: dict[str, int]) -> None:
+    with pytest.raises(OverflowError):
+        _core.Writer(**{"fd": 1, "mtime": 0, **options})  # type: ignore[arg-type]
+
+
+@settings(max_examples=40, deadline=None)
+@given(plan=st.lists(st.tuples(st.integers(0, 1_300_000), st.booleans()), max_size=8))
+def test_rolling_back_anywhere(plan: list[tuple[int, bool]]) -> None:
+    """Good samples and failing ones of sizes about the buffers: as if only the good ones had been."""
+    with writing() as (fd, writer), writing() as (other, plain):
+        for i, (nbytes, good) in enumerate(plan):
+            values = {"a": bytes([i]) * nbytes}
+            if good:
+                assert writer.write(f"k{i}", values) == plain.write(f"k{i}", values)
+            else:
+                with pytest.raises(TypeError):
+                    writer.write(f"k{i}", {**values, "z": None})
+        assert finished(fd, writer) == finished(other, plain)

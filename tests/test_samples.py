@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import xxhash
-from helpers import URL, WAYS, Sample, dribble, items, make_tar, reference, regular, samples_of, stream
+from helpers import URL, WAYS, dribble, items, make_tar, reference, regular, samples_of, stream
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from webdataset.tariterators import base_plus_ext, group_by_keys, tar_file_expander
@@ -189,7 +189,8 @@ def test_an_error_in_a_hook_comes_out() -> None:
     def fail(name: str) -> str:
         raise KeyError(name)
 
-    for options in ({"select": fail}, {"rename": fail}):
+    hooks: list[dict[str, Any]] = [{"select": fail}, {"rename": fail}]
+    for options in hooks:
         _, error = stream(make_tar([("a.txt", b"1")]), **options)
         assert type(error) is KeyError
 

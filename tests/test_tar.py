@@ -245,7 +245,7 @@ def test_format_header(raw: bytes, nbytes: int, mtime: int) -> None:
     group = tar.format_header(text, nbytes, mtime)
     assert len(group) % 512 == 0
     with tarfile.open(fileobj=io.BytesIO(group + bytes(1024))) as t:
-        info = t.firstmember
+        info = t.next()
     assert info is not None
     stripped = text.rstrip("/") if b" path=" in group else text  # tarfile strips a path that comes from PAX
     assert (info.name, info.size, info.mtime, info.mode) == (stripped, nbytes, mtime, 0o644)
@@ -317,7 +317,7 @@ def test_format_header_refuses(bad: str) -> None:
         tar.format_header(bad, 0)
 
 
-@pytest.mark.parametrize("nbytes", [-1, 2**62 + 1, 2**63, 2**64 - 1])
+@pytest.mark.parametrize("nbytes", [-1, 2**62 + 1, 2**63, 2**64 - 1, 2**64, 2**64 + 5])
 def test_format_header_refuses_impossible_sizes(nbytes: int) -> None:
     with pytest.raises((ValueError, OverflowError)):
         tar.format_header("a", nbytes)
@@ -339,6 +339,19 @@ def test_a_walker_ends_after_an_error() -> None:
         with pytest.raises(HeaderError):
             next(walker)
         assert list(walker) == []
+
+
+def test_a_walker_is_not_over_because_it_is_busy() -> None:
+    """Whoever comes while it is reading is refused, and does not take that for the end."""
+
+    class Inner(io.BytesIO):
+        def readinto(self, buffer: Any) -> int:
+            with pytest.raises(ValueError, match="walker already executing"):
+                next(walker)
+            return super().readinto(buffer)
+
+    walker = _core.Walker(Inner(make_tar([("a.txt", b"1"), ("b.txt", b"2")])), URL)
+    assert [member[0] for member in walker] == ["a.txt", "b.txt"]
 
 
 @pytest.mark.parametrize("source", [-1, 2**31 + 5, "a.tar", None])

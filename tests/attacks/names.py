@@ -14,6 +14,7 @@ DUPLICATE = {
     "reserved_url": b"b.__url__",
     "reserved_local_path": b"b.__local_path__",
     "reserved_key_upper_case": b"b.__KEY__",
+    "reserved_key_kelvin_sign": "b.__\u212aey__".encode(),
 }
 
 
@@ -23,6 +24,10 @@ def build() -> dict[str, Attack]:
     for name, text in DUPLICATE.items():
         data = first + member(text, b"2") + END
         attacks[f"duplicate_{name}"] = Attack(data, DuplicateFieldError, len(first), "", (A_SAMPLE,), keys_only=True)
+    umlauts = A + member("b.É".encode(), b"1")
+    attacks["duplicate_unicode_case"] = Attack(
+        umlauts + member("b.é".encode(), b"2") + END, DuplicateFieldError, len(umlauts), "", (A_SAMPLE,), keys_only=True
+    )
     for name, text in {"pax": pax(record(b"path", b"b.jpg")), "longname": longname(b"b.jpg")}.items():
         data = first + text + member(b"c.jpg", b"2") + END
         attacks[f"duplicate_by_{name}"] = Attack(

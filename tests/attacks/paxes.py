@@ -28,6 +28,7 @@ BAD: dict[str, tuple[bytes, str]] = {
     "no_keyword": (b"10 =b.jpg\n", RECORD),
     "nul_in_path": (record(b"path", b"b.jpg\0.cls"), "NUL byte in a PAX path"),
     "nul_in_linkpath": (record(b"linkpath", b"a\0b"), "NUL byte in a PAX path"),
+    "nul_in_sparse_name": (record(b"GNU.sparse.name", b"b.jpg\0.cls"), "NUL byte in a PAX path"),
     "nul_between_records": (record(b"comment", b"x") + b"\0" + record(b"path", b"b.jpg"), "NUL in a PAX header"),
     "nul_first": (b"\0" + record(b"path", b"b.jpg"), "NUL in a PAX header"),
     "size_letters": (record(b"size", b"12k"), "bad size in a PAX header"),
