@@ -5,7 +5,9 @@ from __future__ import annotations
 import gc
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -17,6 +19,53 @@ settings.register_profile("ci", parent=settings.get_profile("wdstools"), derando
 settings.load_profile("ci" if os.environ.get("CI") else "wdstools")
 
 
+MAY_SKIP = "may_skip(reason): in CI too this test may be skipped, for this reason"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", MAY_SKIP)
+    if os.environ.get("CI"):
+        config.pluginmanager.register(NoSilentSkips(), "no-silent-skips")
+
+
+class NoSilentSkips:
+    """Where CI is set, a test that did not run fails the session, unless it is marked with may_skip: an extra that is
+    not installed, or a mark that was meant for a day, must not take tests away in silence."""
+
+    def __init__(self) -> None:
+        self.allowed: set[str] = set()
+        self.skipped: dict[str, str] = {}
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        for item in items:
+            if any(mark.args and isinstance(mark.args[0], str) for mark in item.iter_markers("may_skip")):
+                self.allowed.add(item.nodeid)
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        self._note(report)  # a module that skips itself
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self._note(report)
+
+    def _note(self, report: pytest.CollectReport | pytest.TestReport) -> None:
+        if report.skipped and report.nodeid not in self.allowed:
+            expected = getattr(report, "wasxfail", None)
+            reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+            self.skipped[report.nodeid] = reason if expected is None else f"xfail: {expected}"
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        if self.skipped and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        if self.skipped:
+            terminalreporter.section("skipped in CI", red=True)
+            for nodeid, reason in sorted(self.skipped.items()):
+                terminalreporter.line(f"{nodeid}: {reason}")
+            terminalreporter.line('run them, or mark them with @pytest.mark.may_skip("reason")')
+
+
 def held() -> tuple[int, int, int]:
     """Descriptors, threads of Python, threads of the kernel."""
     gc.collect()
@@ -25,11 +74,11 @@ def held() -> tuple[int, int, int]:
 
 def wait_until(condition: Callable[[], bool], seconds: float = 10) -> bool:
     """Poll until a condition holds; false where it never does."""
-    ready = threading.Event()
-    for _ in range(int(seconds * 100)):
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
         if condition():
             return True
-        ready.wait(0.01)
+        time.sleep(0.01)
     return condition()
 
 

@@ -15,6 +15,7 @@ from indexing import build_of, labelled, model, random_files, rows_of, save, wit
 
 from wdstools import build, errors
 from wdstools import merge as room
+from wdstools.dataset import Dataset
 from wdstools.index import Index
 from wdstools.merge import merge, merge_files
 
@@ -135,6 +136,8 @@ def test_any_batches_and_spills(
     found.validate()
     assert [b.num_rows for b in found.table.to_batches()][:-1] == [batch] * ((len(found) - 1) // batch)
     assert rows_of(found) == model([Path(path).read_bytes() for path in paths])
+    dataset = Dataset(found)
+    assert [dataset[row]["__key__"] for row in range(len(found))] == [found.key(row) for row in range(len(found))]
     for key in map(str, range(13)):
         assert found.find(key) == [row for row in range(len(found)) if found.key(row) == key]
 

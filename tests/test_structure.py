@@ -19,17 +19,17 @@ NATIVE = Path(__file__).parent.parent / "native"
 # urls and braces are one room: urls shows the public names of braces as its own.
 ROOMS = [
     ["errors"],
-    ["urls", "tar", "plan"],
-    ["samples", "encode", "storage", "columns"],
-    ["index"],
-    ["build", "reader"],
+    ["urls", "tar", "plan", "columns", "compression"],
+    ["samples", "encode", "storage", "soundness", "query"],
+    ["index", "extract"],
+    ["build", "reader", "sets"],
     ["writer", "dataset", "summary"],
     ["convert"],
     ["loader", "compat", "serve"],
     ["cli"],
 ]
 LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
-SAME_ROOM = {"braces": "urls"}
+SAME_ROOM = {"merge": "build", "braces": "urls", "deal": "plan", "mix": "plan", "permute": "plan"}
 CORE = "_core"  # the C extension stands below all of them
 HEAVY = ["torch", "pyarrow", "numpy", "fsspec", "webdataset", "duckdb", "click", "obstore", "PIL", "tqdm"]
 

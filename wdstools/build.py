@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +17,7 @@ from wdstools import _core, urls
 from wdstools.columns import CORE, HIDDEN, Lift, lift_column, make_fields, one_chunk, text_array
 from wdstools.errors import IndexFileError, NotFoundError, ShardError, StaleIndexError, UrlError, WdsError
 from wdstools.index import Index, Shards, canonical
-from wdstools.merge import merge, merge_files
+from wdstools.merge import Metadata, merge, merge_files
 from wdstools.storage import Source, open_local, open_source
 
 CHECK_ROWS = 1 << 14
@@ -59,7 +59,7 @@ def refresh(
     lift: Lift = (),
     workers: int | None = None,
     previous: Index | None = None,
-    metadata: Callable[[Shards], Mapping[str, str]] = lambda shards: {},
+    metadata: Metadata | None = None,
     progress: Progress = lambda nbytes: None,
 ) -> Built:
     """Index shards, in the order given, into the file `path`, `workers` (default: one a core) at a time. What it holds
@@ -67,8 +67,8 @@ def refresh(
 
     Headers only are read from regular files. `previous`: an index whose rows are taken over for local shards that have
     the same path, size and mtime there; columns that it lacks are read from these shards. The index has the columns of
-    `lift` and no others. Where it would be the same as `previous`, nothing is written. `metadata`: what else the file
-    shall say of itself, from its shard table. `progress` is called with the bytes of each shard.
+    `lift` and no others. Where it would be the same as `previous`, nothing is written. `metadata`: see
+    merge_files(). `progress` is called with the bytes of each shard.
 
     Raises ShardError for the first broken shard, NotFoundError, StoreError; IndexFileError for a previous index that
     is not sound, a column that has the name of one of the index's own, and a shard that is given twice.

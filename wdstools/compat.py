@@ -12,15 +12,19 @@ error goes on with the next shard.
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import webdataset
+from webdataset import cache, filters, tariterators, utils
 from webdataset import compat as wds_compat
-from webdataset import filters, gopen, tariterators
+from webdataset.gopen import gopen, gopen_curl, gopen_pipe, gopen_schemes
 from webdataset.handlers import reraise_exception
 
 from wdstools import urls
+from wdstools.errors import ShardError, StoreError, UrlError
 from wdstools.reader import reading
 from wdstools.samples import Sample
 from wdstools.storage import Source, open_object, open_source
@@ -28,6 +32,7 @@ from wdstools.storage import Source, open_object, open_source
 Handler = Callable[[Exception], bool]
 
 _OURS = ("file", "pipe", "http", "https")
+_SCHEMES = {"pipe": gopen_pipe, "http": gopen_curl, "https": gopen_curl}
 _originals: dict[tuple[Any, str], Any] = {}
 
 
@@ -42,11 +47,7 @@ def tarfile_samples(
     Files, pipe: and http(s): are opened by wdstools, every other scheme by webdataset's gopen.
     """
 
-    def open_item(item: dict[str, Any]) -> Source:
-        url = item["url"]
-        return open_source(url) if urls.scheme(url) in _OURS else _wrap({"url": url, "stream": gopen.gopen(url)})
-
-    return _expand(src, open_item, handler, select_files, rename_files)
+    return _expand(src, handler, select_files, rename_files)
 
 
 tarfile_to_samples = filters.pipelinefilter(tarfile_samples)
@@ -59,9 +60,9 @@ def tar_file_expander(
     rename_files: Callable[[str], str] | None = None,
     eof_value: Any = None,
 ) -> Iterator[Sample]:
-    """Yield the samples of opened shards (dicts with `url`, `stream` and perhaps `local_path`), grouped already:
-    what stands in for webdataset's tar_file_expander after install(). `eof_value` is not needed for that."""
-    return _expand(data, _wrap, handler, select_files, rename_files)
+    """Yield the samples of shards (dicts with `url`, and perhaps `stream` and `local_path`), grouped already: what
+    stands in for webdataset's tar_file_expander after install(). `eof_value` is not needed for that."""
+    return _expand(data, handler, select_files, rename_files)
 
 
 def group_by_keys(data: Iterable[Sample], **_: Any) -> Iterator[Sample]:
@@ -69,16 +70,50 @@ def group_by_keys(data: Iterable[Sample], **_: Any) -> Iterator[Sample]:
     return iter(data)
 
 
+class StreamingOpen:
+    """Pass shards on, for the expander to open: what stands in for webdataset's StreamingOpen after install()."""
+
+    def __init__(self, verbose: bool = False, handler: Handler = reraise_exception) -> None:
+        pass  # the expander has the handler too
+
+    def __call__(self, shards: Iterable[dict[str, Any] | str]) -> Iterator[dict[str, Any]]:
+        for shard in shards:
+            url = shard["url"] if isinstance(shard, dict) else shard
+            try:
+                path = urls.local_path(url)
+            except UrlError:  # opening it will say so again, to the handler
+                path = None
+            yield {"url": url} if path is None else {"url": url, "local_path": path}
+
+
+def _open(item: dict[str, Any]) -> Source:
+    url = item["url"]
+    if "stream" in item:
+        return _wrap(item)
+    if urls.scheme(url) not in _OURS or not _is_plain(url):
+        return _wrap({**item, "stream": gopen(url)})
+    source = open_source(url)
+    source.local_path = item.get("local_path")  # webdataset's samples have it only where the item does
+    return source
+
+
+def _is_plain(url: str) -> bool:
+    """Whether webdataset would open a URL in its own way: nobody has put another opener into its table, and nothing
+    rewrites or forbids URLs."""
+    ours = _SCHEMES.get(urls.scheme(url))
+    theirs = gopen_schemes.get(urls.scheme(url))
+    return theirs is ours and "GOPEN_REWRITE" not in os.environ and not utils.enforce_security
+
+
 def _expand(
     items: Iterable[dict[str, Any]],
-    open_item: Callable[[dict[str, Any]], Source],
     handler: Handler,
     select: Callable[[str], object] | None,
     rename: Callable[[str], str] | None,
 ) -> Iterator[Sample]:
     for item in items:
         try:
-            with reading(open_item(item), select=select, rename=rename) as samples:
+            with reading(_open(item), select=select, rename=rename) as samples:
                 yield from samples
         except Exception as error:  # noqa: BLE001  # the handler decides, as in webdataset
             if not handler(error):
@@ -91,8 +126,14 @@ def _wrap(item: dict[str, Any]) -> Source:
     source = open_object(stream, item["url"], item.get("local_path"))
 
     def close(error: BaseException | None) -> None:
-        if error is None:
+        if error is not None and not isinstance(error, Exception):
+            return  # somebody stopped in the middle; what webdataset opened ends with its last reference
+        try:
             stream.close()
+        except OSError as failed:
+            # a broken shard is explained by the command that failed, unless we broke its pipe by stopping early
+            if error is None or (isinstance(error, ShardError) and getattr(stream, "status", None) != -signal.SIGPIPE):
+                raise StoreError(f"{item['url']}: {failed}") from (error or failed)
 
     if hasattr(stream, "close"):
         source.on_close(close)
@@ -109,6 +150,7 @@ def install() -> None:
     replacements = {
         (wds_compat, "tar_file_expander"): tar_file_expander,
         (wds_compat, "group_by_keys"): group_by_keys,
+        (cache, "StreamingOpen"): StreamingOpen,
         (tariterators, "tarfile_samples"): tarfile_samples,
         (tariterators, "tarfile_to_samples"): tarfile_to_samples,
         (webdataset, "tarfile_samples"): tarfile_samples,

@@ -12,9 +12,11 @@ from typing import Any, overload
 import numpy as np
 
 from wdstools import _core, build, urls
-from wdstools.errors import KeyMissingError, NotFoundError, ShardError, StaleIndexError
+from wdstools.compression import MAGIC_BYTES, kind
+from wdstools.errors import KeyMissingError, NotFoundError, ShardError, StaleIndexError, StoreError
 from wdstools.index import SUFFIX, Index
 from wdstools.samples import Sample
+from wdstools.storage import open_local
 
 log = logging.getLogger("wdstools")
 
@@ -121,6 +123,8 @@ class Dataset:
                 sample = self._read_row(item, self._files.open)
             except ShardError as error:
                 raise self._stale(error) from error
+            except OverflowError:
+                sample = None
             if sample is not None:
                 return sample
         if isinstance(item, str):
@@ -149,6 +153,15 @@ class Dataset:
         """Yield the keys, in order."""
         for row in self.rows:
             yield self.index.key(int(row))
+
+    def where(self, sql: str) -> Dataset:
+        """Return the view of the samples for which a condition in DuckDB's SQL over the columns of the index holds, in
+        the order of this view. Raises QueryError, IndexFileError."""
+        found = self.index.where(sql)
+        if not self._whole:
+            rows = np.asarray(self.rows, dtype=np.int64)
+            found = rows[np.isin(rows, found)]
+        return Dataset(self.index, found, fields=self._fields, views=self._views)
 
     def _checked(self, number: int) -> int:
         n = len(self.rows)
@@ -223,6 +236,17 @@ class _Descriptor:
 _File = tuple[int, str, str, _Descriptor]  # descriptor, url, path, what closes it
 
 
+def _refuse_compressed(url: str) -> None:
+    """Raises StoreError. It would not be of the size that its index has, and building that anew would not help."""
+    fd, _ = open_local(url)
+    try:
+        name = kind(os.pread(fd, MAGIC_BYTES, 0))
+    finally:
+        os.close(fd)
+    if name:
+        raise StoreError(f"{url}: is compressed ({name}): random access needs plain tars; stream() reads it as it is")
+
+
 class _Files:
     """The last shards that were opened, checked against the index. `open`: per shard a _File or None."""
 
@@ -230,16 +254,33 @@ class _Files:
         self._index = index
         self.open: list[_File | None] = [None] * len(index.shards)
         self._order: deque[int] = deque()
+        self._told = False
 
     def get(self, shard: int) -> _File:
         file = self.open[shard]
         if file is None:
-            fd, path = build.open_shard(self._index, shard)
+            try:
+                fd, path = build.open_shard(self._index, shard)
+            except StaleIndexError:
+                _refuse_compressed(self._index.shards.url[shard])
+                raise
             file = self.open[shard] = (fd, self._index.shards.url[shard], path, _Descriptor(fd))
+            self._compare_mtime(fd, shard)
             self._order.append(shard)
             if len(self._order) > OPEN_FILES:
                 self.open[self._order.popleft()] = None
         return file
+
+    def _compare_mtime(self, fd: int, shard: int) -> None:
+        """Say once that shards have another mtime than the index knows: they may have been copied, which is no harm,
+        or written anew. Headers that do not fit are an error at the read; this is a hint at those that happen to."""
+        known = self._index.shards.mtime[shard]
+        if known and not self._told and os.fstat(fd).st_mtime_ns != known:
+            self._told = True
+            log.warning(
+                "%s: %s has been copied or changed since it was indexed; `wds-index check` compares them",
+                self._index.name, self._index.shards.url[shard],
+            )  # fmt: skip
 
 
 __all__ = ["Dataset", "open_dataset"]

@@ -18,9 +18,9 @@ from wdstools.errors import EncodeError
 Encoder = Callable[[Any], bytes]
 
 _TENBIN_MAGIC = b"~TenBin~"
-_TENBIN_TYPES = ["f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"]
+_TENBIN_TYPES = ["f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u8"]  # webdataset cannot read u4
 _IMAGE_FORMATS = {
-    "jpg": "JPEG", "jpeg": "JPEG", "img": "PPM", "image": "PPM", "png": "PNG",
+    "jpg": "JPEG", "jpeg": "JPEG", "img": "JPEG", "image": "JPEG", "png": "PNG",
     "pbm": "PPM", "pgm": "PPM", "ppm": "PPM", "tiff": "TIFF", "tif": "TIFF",
 }  # fmt: skip
 
@@ -33,8 +33,8 @@ def encode(
     bytes-like values and str (as UTF-8) are taken as they are; others go by the last part of the field's name:
     cls cls2 class count index inx id -> decimal text; txt text transcript html htm -> UTF-8; json jsn; npy; npz;
     ten tenbin tb; mp msgpack msg (needs msgpack); cbor (needs cbor2 or cbor); jpg jpeg img image png pbm pgm ppm tiff
-    tif (needs pillow; an image, or an array of uint8 or of floats in [0, 1]); pyd pickle pth only with allow_pickle.
-    A `.gz` behind the name compresses. `encoders` adds to these or replaces them.
+    tif (needs pillow; an image, or an array of floats in [0, 1] or of integers that the format holds); pyd pickle pth
+    only with allow_pickle. A `.gz` behind the name compresses. `encoders` adds to these or replaces them.
 
     Raises EncodeError for a value without an encoder, or one that its encoder refuses.
     """
@@ -62,7 +62,9 @@ def make_encoder(
                 raise TypeError(_no_encoder(field))
             else:
                 data = encode_one(value)
-        except (TypeError, ValueError, AttributeError, OSError, ImportError) as error:
+                if not isinstance(data, bytes):
+                    raise TypeError(f"its encoder gave a {type(data).__name__}, not bytes")
+        except Exception as error:  # every encoder and every codec has exceptions of its own
             raise EncodeError(f"field {field!r}: cannot encode a {type(value).__name__}: {error}") from error
         return gzip.compress(data, mtime=0) if compress else data
 
@@ -145,7 +147,7 @@ def _image(kind: str) -> Encoder:
         from PIL import Image
 
         image = value if isinstance(value, Image.Image) else Image.fromarray(_pixels(np.asarray(value)))
-        options = {"quality": 100} if kind in ("jpg", "jpeg") else {}
+        options = {"quality": 100} if _IMAGE_FORMATS[kind] in ("JPEG", "TIFF") else {}
         stream = io.BytesIO()
         image.save(stream, format=_IMAGE_FORMATS[kind], **options)
         return stream.getvalue()
@@ -154,14 +156,12 @@ def _image(kind: str) -> Encoder:
 
 
 def _pixels(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3)):
+        raise ValueError(f"an image has the shape (h, w), (h, w, 1) or (h, w, 3), not {array.shape}")
     if array.dtype.kind == "f":
-        if array.size and (array.min() <= -0.001 or array.max() >= 1.001):
+        if array.size and not (array.min() > -0.001 and array.max() < 1.001):  # NaN too is refused
             raise ValueError(f"float pixels must lie in [0, 1], not [{array.min()}, {array.max()}]")
         array = (np.clip(array, 0.0, 1.0) * 255.0).astype(np.uint8)
-    if array.dtype != np.uint8 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3)):
-        raise ValueError(
-            f"an image is uint8 or float of shape (h, w), (h, w, 1) or (h, w, 3), not {array.dtype} {array.shape}"
-        )
     return array[:, :, 0] if array.ndim == 3 and array.shape[2] == 1 else array
 
 

@@ -10,12 +10,17 @@ WdsError
 │   └── UnsupportedError                a member that cannot be a field as it is (sparse files)
 ├── StoreError (OSError)                a URL could not be opened or read
 │   ├── NotFoundError (FileNotFoundError)
+│   ├── AccessError (PermissionError)    no credentials, wrong or expired ones, or a login page in place of data
+│   ├── ChangedError                    an object is not the one that was read before: its ETag, size or time differs
+│   ├── PastEndError (EOFError)         a range that ends past the end of its object
+│   ├── UnreachableError (ConnectionError)  no server there, or it kept failing until the retries were spent
 │   └── PipeError                       the command of a `pipe:` URL failed; its stderr is in the message
 ├── UrlError (ValueError)               a URL or brace pattern that cannot be understood
 ├── IndexFileError (ValueError)         an index that cannot be read
 │   └── StaleIndexError                 an index that does not describe the shard it names
 ├── KeyMissingError (KeyError)          no sample has this key
 ├── QueryError (ValueError)             SQL that DuckDB refused
+├── StateError (ValueError)             the state of a loader that belongs to other data or other options
 ├── EncodeError (TypeError)             a value that no encoder turns into the bytes of a field
 ├── SourceError (ValueError)            input of wds-shard that cannot be used: a file, a row, a key
 └── DestinationError (FileExistsError)  output of wds-shard that would overwrite or mix
@@ -75,6 +80,22 @@ class NotFoundError(StoreError, FileNotFoundError):
     """Nothing is there under this URL."""
 
 
+class AccessError(StoreError, PermissionError):
+    """Credentials are lacking, wrong or expired, or do not allow this; or a login page came in place of data."""
+
+
+class ChangedError(StoreError):
+    """An object was replaced between two reads of it."""
+
+
+class PastEndError(StoreError, EOFError):
+    """An object ends before the end of a range that was asked for."""
+
+
+class UnreachableError(StoreError, ConnectionError):
+    """No server answers under this URL, or it kept failing until the retries were spent."""
+
+
 class PipeError(StoreError):
     """The command of a `pipe:` URL failed; what it said on stderr is in the message."""
 
@@ -100,6 +121,10 @@ class KeyMissingError(WdsError, KeyError):
 
 class QueryError(WdsError, ValueError):
     """SQL that DuckDB refused."""
+
+
+class StateError(WdsError, ValueError):
+    """The state of a loader that belongs to other data or other options, or is no such state."""
 
 
 class EncodeError(WdsError, TypeError):

@@ -33,7 +33,7 @@ from wdstools.errors import IndexFileError, NotFoundError
 from wdstools.samples import hash_key
 
 SUFFIX = ".wdsindex"
-BATCH_ROWS = 1 << 18  # of every batch but the last: what a writer holds in memory
+BATCH_ROWS = 1 << 16  # of every batch but the last; what a merge holds in memory is 50 MB of them
 
 
 @dataclass
@@ -178,11 +178,16 @@ class Index:
         write(path, self.table.schema, self.table.to_batches(BATCH_ROWS), self.shards, self.metadata, sync=sync)
 
     def attach(self, reader: _core.SampleReader) -> None:
-        """Let a reader find rows by itself, where the index is one batch (more of them: over 16 million rows)."""
-        if len(self._batches) == 1:
-            b = self._batches[0]
-            nbytes = array.array("Q", [min(n, (1 << 63) - 1) for n in self.shards.nbytes])
-            reader.attach(b.shard, b.start, b.end, b.key_ends, b.key_data, nbytes)
+        """Let a reader find rows by itself, where all batches but the last have as many rows as the first."""
+        sizes = {batch.nrows for batch in self._batches[:-1]}
+        if not self._batches or len(sizes) > 1 or self._batches[-1].nrows > max(sizes, default=self._batches[-1].nrows):
+            return
+        nbytes = array.array("Q", [min(n, (1 << 63) - 1) for n in self.shards.nbytes])
+        for number, b in enumerate(self._batches):
+            if number:
+                reader.extend(b.shard, b.start, b.end, b.key_ends, b.key_data)
+            else:
+                reader.attach(b.shard, b.start, b.end, b.key_ends, b.key_data, nbytes)
 
     @property
     def name(self) -> str:

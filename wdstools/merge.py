@@ -20,8 +20,9 @@ from wdstools.columns import CORE, FIELD_TYPE, HIDDEN, Array, concat, make_field
 from wdstools.errors import IndexFileError
 from wdstools.index import BATCH_ROWS, Index, Shards, canonical, write
 
-SPILL_ROWS = 1 << 20  # hashes that are kept in memory before they go to disk
+SPILL_ROWS = 1 << 18  # hashes that are kept in memory before they go to disk
 BUCKETS = 256  # by the first byte of the hash: 4 million hashes each for a set of a thousand million samples
+Metadata = Mapping[str, str] | Callable[[Shards], Mapping[str, str]]
 _PAIR = np.dtype([("hash", np.uint64), ("row", np.uint64)])
 
 
@@ -42,18 +43,20 @@ def merge(indexes: Sequence[Index]) -> Index:
 def merge_files(
     paths: Sequence[str],
     path: str,
-    metadata: Callable[[Shards], Mapping[str, str]] = lambda shards: {},
+    metadata: Metadata | None = None,
     *,
     trusted: bool = False,
 ) -> None:
     """Put index files together, in order, into another, which appears whole or not at all. Raises as merge() does, and
     NotFoundError.
 
-    `metadata`: what the file shall say of itself, from the shard table; `trusted`: the files are our own, just written.
+    `metadata`: what the file shall say of itself, or a function of the shard table that tells; `trusted`: the files are
+    our own, just written.
     """
     with tempfile.TemporaryDirectory(prefix=".wds-merge-", dir=os.path.dirname(os.path.abspath(path))) as spill:
         parts = _Parts(lambda number: Index.load(paths[number]), len(paths), spill, trusted)
-        write(path, parts.schema, parts.batches(), parts.shards, metadata(parts.shards))
+        told = metadata(parts.shards) if callable(metadata) else metadata or {}
+        write(path, parts.schema, parts.batches(), parts.shards, told)
 
 
 class _Parts:

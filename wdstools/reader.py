@@ -43,6 +43,8 @@ def stream(
     offset), NotFoundError, StoreError, PipeError (with the command's stderr), UrlError.
     """
     wanted = None if fields is None else frozenset(fields)
+    if handler not in ("raise", "warn", "skip") and not callable(handler):
+        raise ValueError(f'handler {handler!r} is not "raise", "warn", "skip" or a function')
     for shard in _each(shards):
         try:
             source = open_source(shard) if isinstance(shard, str) else open_object(shard)
@@ -98,6 +100,4 @@ def _go_on(handler: Handler, error: Exception) -> bool:
         log.warning("skipping the rest of a shard: %s", error)
     elif handler == "raise":
         raise error
-    elif handler != "skip":
-        raise ValueError(f'handler {handler!r} is not "raise", "warn", "skip" or a function')
     return True

@@ -6,34 +6,30 @@ else an object with `readinto`. Closing it tells whether everything that was to 
 
 from __future__ import annotations
 
-import bz2
 import contextlib
 import errno
-import gzip
 import http.client
 import io
-import lzma
 import os
 import shutil
+import signal
 import stat
 import subprocess
 import sys
 import tempfile
 import urllib.error
 import urllib.request
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import IO, Any, cast
 
 from wdstools import _core, urls
-from wdstools.errors import NotFoundError, PipeError, ShardError, StoreError, TruncatedError, UrlError
+from wdstools.compression import MAGIC_BYTES, Decompressed, kind
+from wdstools.errors import NotFoundError, PipeError, ShardError, StoreError, UrlError
 
 IDLE_TIMEOUT = 30.0  # seconds without a byte from a server
+REAP_TIMEOUT = 5.0  # seconds that a command gets to end by itself, then to heed SIGTERM
 PIPE_BYTES = 1 << 20  # what an unprivileged process may ask for on Linux
 STDERR_TAIL = 2000  # characters of a failed command's stderr in the error
-
-_MAGIC = {b"\x1f\x8b": "gz", b"\x28\xb5\x2f\xfd": "zst", b"BZh": "bz2", b"\xfd7zXZ\0": "xz"}
-_MAGIC_BYTES = 6
 
 
 class Source:
@@ -63,7 +59,7 @@ def open_source(url: str) -> Source:
     """
     scheme = urls.scheme(url)
     if url == "-":
-        source = Source(url, sys.stdin.fileno())
+        source = _open_stdin()
     elif scheme == "file":
         source = _open_file(url)
     elif scheme == "pipe":
@@ -103,11 +99,21 @@ def open_local(url: str) -> tuple[int, str]:
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC), path
     except OSError as error:
         raise _translate(error, url) from error
+    except ValueError as error:  # NUL, or text that the file system cannot encode
+        raise UrlError(f"{url!r}: no name of a file: {error}") from error
 
 
 def _translate(error: OSError, url: str) -> StoreError:
     kind = NotFoundError if error.errno in (errno.ENOENT, errno.ENOTDIR) else StoreError
     return kind(error.errno, error.strerror or str(error), url)
+
+
+def _open_stdin() -> Source:
+    fd = 0 if sys.stdin is None else sys.stdin.fileno()
+    if stat.S_ISREG(os.fstat(fd).st_mode) and os.lseek(fd, 0, os.SEEK_CUR):
+        # the core reads regular files from their start; somebody has read the beginning of this one
+        return Source("-", _Body(open(fd, "rb", buffering=0, closefd=False)))
+    return Source("-", fd)
 
 
 def _open_file(url: str) -> Source:
@@ -123,9 +129,18 @@ def _open_file(url: str) -> Source:
 
 def _open_pipe(url: str) -> Source:
     command = url[len("pipe:") :]
+    if "\0" in command:
+        raise UrlError(f"{url!r}: a command cannot contain NUL")
     talk = tempfile.TemporaryFile()
     shell = ["bash", "-o", "pipefail", "-c"] if shutil.which("bash") else ["sh", "-c"]  # `a | b` fails where a does
-    process = subprocess.Popen([*shell, command], stdout=subprocess.PIPE, stderr=talk, stdin=subprocess.DEVNULL)
+    try:
+        # A group of its own, so that all parts of a command can be stopped.
+        process = subprocess.Popen(
+            [*shell, command], stdout=subprocess.PIPE, stderr=talk, stdin=subprocess.DEVNULL, process_group=0
+        )
+    except BaseException:
+        talk.close()
+        raise
     output = cast(IO[bytes], process.stdout)
     with contextlib.suppress(OSError):  # a wider pipe is only faster
         import fcntl
@@ -136,11 +151,12 @@ def _open_pipe(url: str) -> Source:
     def close(error: BaseException | None) -> None:
         output.close()  # a command that goes on writing gets SIGPIPE
         with talk:
-            status = _reap(process)
+            status = _reap(process, error is None or isinstance(error, Exception))
             talk.seek(max(0, talk.seek(0, os.SEEK_END) - STDERR_TAIL))
             said = talk.read().decode("utf-8", "replace").strip()
-        # SIGPIPE is our own doing where we stopped early.
-        if status and (error is None or (isinstance(error, ShardError) and status not in (-13, 128 + 13))):
+        # SIGPIPE: its reader, we or a later part of the command, wanted no more.
+        failed = status not in (0, -signal.SIGPIPE, 128 + signal.SIGPIPE)
+        if failed and (error is None or isinstance(error, ShardError)):
             how = f"exit status {status}" if status > 0 else f"signal {-status}"
             raise PipeError(f"{url}: the command failed with {how}{': ' + said if said else ''}") from error
 
@@ -148,13 +164,17 @@ def _open_pipe(url: str) -> Source:
     return source
 
 
-def _reap(process: subprocess.Popen[bytes]) -> int:
-    """Wait for a command whose output nobody reads any more; it gets five seconds, then SIGTERM, then SIGKILL."""
-    for stop in (process.terminate, process.kill):
+def _reap(process: subprocess.Popen[bytes], patient: bool) -> int:
+    """Wait for a command whose output nobody reads any more; it gets five seconds, then SIGTERM, then SIGKILL.
+
+    Not patient: SIGTERM comes at once, where somebody stopped in the middle and waits.
+    """
+    for stop in (signal.SIGTERM, signal.SIGKILL):
         try:
-            return process.wait(5)
+            return process.wait(REAP_TIMEOUT if patient or stop == signal.SIGKILL else 0)
         except subprocess.TimeoutExpired:
-            stop()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, stop)
     return process.wait()
 
 
@@ -173,6 +193,8 @@ class _Body(io.RawIOBase):
             n = self._file.readinto(buffer) or 0
         else:
             data = self._file.read(len(buffer))
+            if isinstance(data, str):
+                raise TypeError(f"{self._file!r} is open for text: open it in binary mode")
             n = len(data)
             buffer[:n] = data
         if self._left is not None:
@@ -193,54 +215,50 @@ class _HttpBody(_Body):
 
 
 def _open_http(url: str) -> Source:
-    request = urllib.request.Request(url, headers={"User-Agent": "wdstools", "Accept-Encoding": "identity"})
     try:
+        request = urllib.request.Request(url, headers={"User-Agent": "wdstools", "Accept-Encoding": "identity"})
         response = urllib.request.urlopen(request, timeout=IDLE_TIMEOUT)
     except urllib.error.HTTPError as error:
         with error:
-            kind = NotFoundError if error.code in (404, 410) else StoreError
-            raise kind(f"{url}: HTTP {error.code} {error.reason}") from error
-    except OSError as error:
-        raise StoreError(f"{url}: {error}") from error
-    length = response.headers.get("Content-Length")
-    source = Source(url, _HttpBody(response, url, int(length) if length else None))
+            problem = NotFoundError if error.code in (404, 410) else StoreError
+            raise problem(f"{url}: HTTP {error.code} {error.reason}") from error
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise StoreError(f"{url}: {error or type(error).__name__}") from error
+    length = response.headers.get("Content-Length") or ""
+    source = Source(url, _HttpBody(response, url, int(length) if length.isdecimal() else None))
     source.on_close(lambda _: response.close())
     return source
 
 
 def _decompressed(source: Source) -> Source:
     """Look at the first bytes, and put a decompressor over the source where they ask for one."""
-    if isinstance(source.handle, int):
-        regular = source.local_path is not None and os.path.isfile(source.local_path)
-        head = os.pread(source.handle, _MAGIC_BYTES, 0) if regular else _read_head(source.handle)
-        raw: Any = None
-        if not regular:
-            source.head = head
-    else:
-        raw = io.BufferedReader(cast(io.RawIOBase, source.handle), _core.BLOCK_BYTES // 4)
-        head = raw.peek(_MAGIC_BYTES)[:_MAGIC_BYTES]
-        source.handle = raw
-    kind = next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), None)
-    if kind is None:
-        return source
-    if raw is None:
-        fd = cast(int, source.handle)
-        raw = io.BufferedReader(_Chained(source.head, open(fd, "rb", buffering=0, closefd=False)))
-    source.handle, source.head = _Translated(_decompressor(kind)(raw), source.url, kind), b""
+    raw: Any = None
+    if not isinstance(source.handle, int):
+        raw = source.handle
+    elif source.local_path is None or not os.path.isfile(source.local_path):
+        raw = open(source.handle, "rb", buffering=0, closefd=False)
+    head = os.pread(cast(int, source.handle), MAGIC_BYTES, 0) if raw is None else _read_head(raw)
+    if name := kind(head):
+        rest = open(cast(int, source.handle), "rb", buffering=0, closefd=False) if raw is None else raw
+        chained = io.BufferedReader(_Chained(b"" if raw is None else head, rest), _core.BLOCK_BYTES // 4)
+        source.handle = Decompressed(chained, source.url, name)
+    elif raw is not None:
+        source.head = head
     return source
 
 
-def _read_head(fd: int) -> bytes:
-    head = b""
-    while len(head) < _MAGIC_BYTES and (more := os.read(fd, _MAGIC_BYTES - len(head))):
-        head += more
-    return head
+def _read_head(raw: Any) -> bytes:
+    head = bytearray(MAGIC_BYTES)
+    have = 0
+    while have < MAGIC_BYTES and (n := raw.readinto(memoryview(head)[have:])):
+        have += n
+    return bytes(head[:have])
 
 
 class _Chained(io.RawIOBase):
     """Bytes that were read already, then the rest of the file."""
 
-    def __init__(self, head: bytes, rest: io.FileIO) -> None:
+    def __init__(self, head: bytes, rest: Any) -> None:
         self._head, self._rest = head, rest
 
     def readable(self) -> bool:
@@ -252,54 +270,3 @@ class _Chained(io.RawIOBase):
         n = min(len(buffer), len(self._head))
         buffer[:n], self._head = self._head[:n], self._head[n:]
         return n
-
-
-def _decompressor(kind: str) -> Callable[[Any], Any]:
-    if kind == "gz":
-        return lambda raw: gzip.GzipFile(fileobj=raw, mode="rb")
-    if kind == "bz2":
-        return lambda raw: bz2.BZ2File(raw)
-    if kind == "xz":
-        return lambda raw: lzma.LZMAFile(raw)
-    return _open_zstd
-
-
-def _open_zstd(raw: Any) -> Any:
-    try:
-        from compression import zstd  # type: ignore[import-not-found,unused-ignore]  # Python 3.14
-
-        return zstd.ZstdFile(raw)
-    except ImportError:
-        pass
-    try:
-        import zstandard
-    except ImportError as error:
-        raise StoreError("a zstd shard needs Python 3.14 or `pip install wdstools[zstd]`") from error
-    return zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True)
-
-
-class _Translated:
-    """readinto over a decompressor, whose complaints become errors of the shard."""
-
-    def __init__(self, file: Any, url: str, kind: str) -> None:
-        self._file, self._url, self._kind = file, url, kind
-
-    def readinto(self, buffer: memoryview) -> int:
-        with _complaints(self._url, self._kind):
-            return int(self._file.readinto(buffer) or 0)
-
-
-@contextlib.contextmanager
-def _complaints(url: str, kind: str) -> Iterator[None]:
-    try:
-        yield
-    except StoreError:
-        raise
-    except EOFError as error:
-        raise TruncatedError(f"truncated {kind} stream", url) from error
-    except (OSError, zlib.error, lzma.LZMAError) as error:
-        raise ShardError(f"broken {kind} stream ({error})", url) from error
-    except Exception as error:
-        if type(error).__name__ != "ZstdError":
-            raise
-        raise ShardError(f"broken {kind} stream ({error})", url) from error

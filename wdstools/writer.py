@@ -5,16 +5,18 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from wdstools import _core, build, encode, tar, urls
 from wdstools.columns import Lift
 from wdstools.errors import DestinationError
 from wdstools.index import Index
+from wdstools.merge import merge_files
 from wdstools.samples import Sample
 
-_NUMBER = re.compile(r"%[0-9]*d")
+_NUMBER = re.compile(r"%(?:0[1-9][0-9]*)?d")
+_COMPRESSED = re.compile(r"\.(?:tgz|tzst|tbz2?|txz|gz|zst|bz2|xz)$", re.IGNORECASE)
 MTIME = 946_684_800  # 2000-01-01: of every member, so that the same samples give the same bytes
 
 Value = bytes | bytearray | memoryview | tuple[str | os.PathLike[str], int]
@@ -30,6 +32,7 @@ class ShardFile:
     """One shard on its way: written under a temporary name beside its place, and renamed by commit().
 
     `part`: also save the index of this shard under part_name(path), which is there before the shard is.
+    `mtime`: the index tells that of the shard; without it, the same samples give the same index, byte for byte.
     `sync`: commit() waits until the disk has the bytes, so that a power failure cannot take them back either.
     `core`: `encode`, `maxcount` and `maxsize` for add().
     As a context it commits, or removes what it wrote if an exception leaves it. Raises SourceError for a sample that
@@ -42,11 +45,12 @@ class ShardFile:
         *,
         lift: Lift = (),
         part: bool = False,
+        mtime: bool = True,
         sync: bool = False,
         core: Mapping[str, Any] | None = None,
     ) -> None:
         self.path = os.fspath(path)
-        self._lift, self._part, self._sync = lift, part, sync
+        self._lift, self._part, self._mtime, self._sync = lift, part, mtime, sync
         self.metadata: dict[str, str] = {}  # of the part
         self._temporary = _hidden(self.path, ".tmp")
         self._fd = os.open(self._temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
@@ -76,8 +80,10 @@ class ShardFile:
             os.fsync(self._fd)
         index = build.from_columns(columns, self.path, fd=self._fd, lift=self._lift)
         index.metadata.update(self.metadata)
+        if not self._mtime:
+            index.shards.mtime = [0]
         if self._part:
-            index.save(part_name(self.path))
+            index.save(part_name(self.path), sync=self._sync)
         os.close(self._fd)
         self._fd = -1
         os.replace(self._temporary, self.path)
@@ -178,13 +184,18 @@ class ShardWriter:
     ) -> None:
         if maxcount < 1 or maxsize < 1:
             raise ValueError("maxcount and maxsize must be positive")
+        if start_shard < 0:
+            raise ValueError("start_shard must not be negative")
         check_pattern(pattern)
         existing = existing_shards(pattern)
         if existing and not overwrite:
             raise DestinationError(f"{existing[0]} is there already: pass overwrite=True, or write elsewhere")
+        if existing:  # their index goes first, so that none ever names shards that are not there
+            _remove(index or urls.index_name([urls.escape(path) for path in existing]))
         for path in existing:
             os.unlink(path)
-        os.makedirs(os.path.dirname(pattern) or ".", exist_ok=True)
+            _remove(part_name(path))
+        os.makedirs(os.path.dirname(pattern % 0) or ".", exist_ok=True)
         self.pattern, self.shard = pattern, start_shard
         self.total = 0
         self._index_path, self._lift = index, lift
@@ -192,7 +203,8 @@ class ShardWriter:
         encoder = encode.make_encoder(allow_pickle, encoders)
         self._limits = {"encode": encoder, "maxcount": maxcount, "maxsize": int(maxsize)}
         self._file: ShardFile | None = None
-        self._parts: list[Index] = []
+        self._done: list[str] = []
+        self._closed = False
 
     def write(self, sample: Sample) -> int:
         """Append a sample; names that begin with `_` are not written. Returns its bytes in the shard.
@@ -207,9 +219,13 @@ class ShardWriter:
         return written  # type: ignore[return-value]
 
     def _next(self) -> None:
+        if self._closed:
+            raise ValueError("the writer is closed")
         self._finish()
         path = self.pattern % self.shard
-        self._file = ShardFile(path, lift=self._lift, sync=self._sync, core=self._limits)
+        self._file = ShardFile(
+            path, lift=self._lift, part=self._index_path is not None, sync=self._sync, core=self._limits
+        )
         self.shard += 1
 
     def _finish(self) -> None:
@@ -217,7 +233,10 @@ class ShardWriter:
             return
         file, self._file = self._file, None
         try:
-            self._parts.append(file.commit())
+            if not file.nsamples:  # its first sample was refused
+                return
+            file.commit()
+            self._done.append(file.path)
         finally:
             file.abort()
         if self._post is not None:
@@ -225,11 +244,13 @@ class ShardWriter:
 
     def close(self) -> None:
         """Finish the last shard and write the index; calling it again does nothing."""
+        self._closed = True
         self._finish()
-        parts, self._parts = self._parts, []
-        if parts and self._index_path is not None:
-            path = self._index_path or urls.index_name([urls.escape(i.shards.url[0]) for i in parts])
-            build.merge(parts).save(path)
+        done, self._done = self._done, []
+        if done and self._index_path is not None:
+            path = self._index_path or urls.index_name([urls.escape(path) for path in done])
+            merge_files([part_name(path) for path in done], path, trusted=True)
+            _remove_parts(done)
 
     def __enter__(self) -> ShardWriter:
         return self
@@ -237,26 +258,42 @@ class ShardWriter:
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if error is None:
             self.close()
-        elif self._file is not None:
-            self._file.abort()
+            return
+        self._closed = True
+        file, self._file = self._file, None
+        if file is not None:
+            file.abort()
+        done, self._done = self._done, []
+        _remove_parts(done)
 
 
 def check_pattern(pattern: str) -> None:
-    """Raises DestinationError unless a pattern has exactly one %d, and that in its last part."""
-    try:
-        good = pattern % 0 != pattern % 1 and os.path.dirname(pattern % 0) == os.path.dirname(pattern % 1)
-    except (TypeError, ValueError):
-        good = False
-    if not good:
+    """Raises DestinationError unless a pattern is a local path with one %d or %06d, in its last part."""
+    plain = pattern.replace("%%", "")
+    if plain.count("%") != 1 or not _NUMBER.search(plain) or "%" not in os.path.basename(plain):
         raise DestinationError(f"{pattern!r} is not a name for shards: it needs one number, as in train-%06d.tar")
+    if urls.is_absolute(pattern) and not pattern.startswith("/"):
+        raise DestinationError(f"{pattern!r}: shards are written to local paths only")
+    if _COMPRESSED.search(pattern):
+        raise DestinationError(f"{pattern!r}: shards are written as plain tars, which can be indexed: name them .tar")
 
 
 def existing_shards(pattern: str) -> list[str]:
     """Return the files that a pattern may have named before, with numbers of any width, sorted."""
-    number = _NUMBER.search(pattern)
+    number = next((m for m in re.finditer(rf"%%|{_NUMBER.pattern}", pattern) if m[0] != "%%"), None)
     if number is None:
         return []
     head, tail = (re.escape(text % ()) for text in (pattern[: number.start()], pattern[number.end() :]))
     form = re.compile(f"{head}[0-9]+{tail}", re.DOTALL)
     folder = os.path.dirname(pattern % 0)
     return sorted(path for path in glob.glob(os.path.join(glob.escape(folder), "*")) if form.fullmatch(path))
+
+
+def _remove_parts(shards: Sequence[str]) -> None:
+    for path in shards:
+        _remove(part_name(path))
+
+
+def _remove(path: str) -> None:
+    if os.path.exists(path):
+        os.unlink(path)

@@ -12,8 +12,12 @@ import click
 from wdstools.cli.common import emit, emit_json, progress, read_stdin, run
 
 if TYPE_CHECKING:
-    from wdstools.convert.local import Plan
     from wdstools.convert.options import Summary
+    from wdstools.convert.plan import Plan
+
+    _SizeType = click.ParamType[int]
+else:
+    _SizeType = click.ParamType
 
 _UNITS = {"": 1, "b": 1} | {
     f"{letter}{suffix}": base**power
@@ -22,7 +26,7 @@ _UNITS = {"": 1, "b": 1} | {
 }
 
 
-class _Size(click.ParamType):
+class _Size(_SizeType):
     name = "size"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
@@ -102,7 +106,9 @@ Examples:
 @click.option("--resize", type=click.IntRange(1), metavar="PIXELS", help="Shrink images: the shorter side, as JPEG.")
 @click.option("--quality", type=click.IntRange(1, 100), default=90, show_default=True, help="Of these JPEGs.")
 @click.option("--resize-fields", metavar="FIELD,...", multiple=True, callback=_set, help="Shrink only these fields.")
-@click.option("--lift", metavar="COLUMN,...", multiple=True, callback=_list, help="Index: columns such as json:width.")
+@click.option(
+    "--column", "lift", metavar="FIELD,...", multiple=True, callback=_list, help="Index: columns, as cls or json:width."
+)
 @click.option("--workers", type=click.IntRange(1), metavar="N", help="Default: the number of cores.")
 @click.option("--on-error", type=click.Choice(["stop", "skip"]), default="stop", help="skip: list it in skipped.jsonl.")
 @click.option("--overwrite", is_flag=True, help="Remove the shards that DEST names first.")
@@ -170,10 +176,11 @@ class _Bar:
 
 
 def _show_plan(source: str, dest: str, options: Any, paths: list[str], as_json: bool) -> None:
-    from wdstools.convert import journal, local
+    from wdstools.convert import journal
+    from wdstools.convert.plan import estimate, make_plan
 
-    plan = local.plan(source, dest, options, paths)
-    job = journal.Job(plan.targets, plan.description, options.overwrite).open(dry=True)
+    plan = make_plan(source, dest, options, paths)
+    job = journal.Job(plan.targets, plan.description, options.overwrite, plan.listing.newest).open(dry=True)
     rows: list[dict[str, Any]] = []
     for i, target in enumerate(plan.targets):
         row: dict[str, Any] = {"split": target.split, "pattern": target.pattern, "samples": len(plan.orders[i])}
@@ -193,22 +200,12 @@ def _show_plan(source: str, dest: str, options: Any, paths: list[str], as_json: 
         elif "shards" in row:
             emit([f"{row['pattern']}: {row['shards']:,} shards, {row['samples']:,} samples, {_human(row['nbytes'])}"])
         else:
-            most = local.estimate(plan)
-            emit(
-                [
-                    f"{row['pattern']}: {row['samples']:,} samples, images made smaller (all of it is {_human(most)} before)"
-                ]
-            )
+            most = _human(estimate(plan))
+            emit([f"{row['pattern']}: {row['samples']:,} samples, images made smaller (all of it is {most} before)"])
     if plan.skipped:
         emit([f"left out: {len(plan.skipped)}"])
     if job.state != "fresh":
-        emit(
-            [
-                {"resume": "an unfinished run of this job is there: it would go on", "complete": "all of it is there"}[
-                    job.state
-                ]
-            ]
-        )
+        emit(["an unfinished run is there: it would go on" if job.state == "resume" else "all of it is there already"])
 
 
 def _human(nbytes: int) -> str:

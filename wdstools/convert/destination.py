@@ -24,9 +24,14 @@ class Target(NamedTuple):
     pattern: str
 
     @property
-    def index(self) -> str:
-        """Where the index goes."""
-        return urls.index_name([urls.escape(self.pattern % 0)])
+    def folder(self) -> str:
+        """Where the shards go."""
+        return os.path.dirname(self.pattern % 0) or "."
+
+    @property
+    def index_path(self) -> str:
+        """Where the index goes: where readers look for that of several shards."""
+        return urls.index_name([urls.escape(self.pattern % number) for number in (0, 1)])
 
     def existing(self) -> Iterator[tuple[int, str]]:
         """Yield (number, path) of the files that the pattern names, of any width, in order."""
@@ -34,7 +39,7 @@ class Target(NamedTuple):
 
 
 def _matching(pattern: str) -> list[tuple[int, str]]:
-    folder, name = os.path.split(pattern)
+    folder, name = os.path.dirname(pattern % 0), os.path.basename(pattern)
     number = _NUMBER.search(name)
     if number is None or not os.path.isdir(folder or "."):
         return []
@@ -49,7 +54,8 @@ def targets(dest: str, name: str, splits: Sequence[tuple[str, float]]) -> list[T
     if urls.scheme(dest) != "file":
         raise DestinationError(f"{dest}: wds-shard writes to local folders; copy the shards from there")
     path = urls.local_path(dest) or ""
-    base = os.path.basename(path)
+    folder, base = os.path.split(path)
+    folder = folder.replace("%", "%%")  # the number stands in the last part
     names = [split for split, _ in splits]
     if "%" not in base:
         if base.lower().endswith((".tar", ".tgz", ".gz", ".zst")):
@@ -58,33 +64,32 @@ def targets(dest: str, name: str, splits: Sequence[tuple[str, float]]) -> list[T
                 f"{dest}: is one shard; name many, as in {os.path.join(os.path.dirname(path), stem)}-%06d.tar"
             )
         stem = name if _GOOD_NAME.fullmatch(name) else "shards"
-        found = [Target(n, os.path.join(path, f"{n}-%06d.tar")) for n in names] or [
-            Target("", os.path.join(path, f"{stem}-%06d.tar"))
-        ]
+        folder = os.path.join(folder, base)
+        found = [Target(name, os.path.join(folder, f"{name or stem}-%06d.tar")) for name in names or [""]]
     elif names:
-        found = [Target(n, _with_split(path, n)) for n in names]
+        found = [Target(name, os.path.join(folder, _with_split(base, name))) for name in names]
     else:
-        found = [Target("", path)]
+        found = [Target("", os.path.join(folder, base))]
     for target in found:
         writer.check_pattern(target.pattern)
         if not (target.pattern % 0).endswith(".tar"):
             raise DestinationError(f"{target.pattern!r}: shards are plain tars, so the name must end with .tar")
-    if len({target.index for target in found}) < len(found):
-        raise DestinationError(f"{dest}: all splits would have the index {found[0].index}; put %s where the split goes")
+    if len({target.index_path for target in found}) < len(found):
+        raise DestinationError(
+            f"{dest}: several splits would have the index {found[0].index_path}; put %s where the split goes"
+        )
     return found
 
 
-def _with_split(pattern: str, split: str) -> str:
-    folder, name = os.path.split(pattern)
-    split = split.replace("%", "%%")
+def _with_split(name: str, split: str) -> str:
     if "%s" in name:
-        return os.path.join(folder, name.replace("%s", split, 1))
+        return name.replace("%s", split, 1)
     number = _NUMBER.search(name)
     if number is None:
-        return pattern  # check_pattern says what is wrong
+        return name  # check_pattern says what is wrong
     head, tail = name[: number.start()], name[number.start() :]
     joint = "" if not head or head[-1] in "-_." else "-"
-    return os.path.join(folder, f"{head}{joint}{split}-{tail}")
+    return f"{head}{joint}{split}-{tail}"
 
 
 class ShardPlan(NamedTuple):
@@ -130,14 +135,19 @@ def hidden(path: str, suffix: str) -> str:
 def sweep(found: Sequence[Target], *, parts: bool) -> None:
     """Remove temporary files of shards, parts and indexes; with `parts`, the parts too."""
     for target in found:
-        folder, name = os.path.split(target.pattern)
+        folder, name = target.folder, os.path.basename(target.pattern)
         number = _NUMBER.search(name)
-        if number is None or not os.path.isdir(folder or "."):
+        if number is None or not os.path.isdir(folder):
             continue
         shard = re.escape(name[: number.start()] % ()) + "[0-9]+" + re.escape(name[number.end() :] % ())
-        forms = [rf"\.{shard}\.tmp", rf"\.\.{shard}\.part\.tmp", rf"\.{re.escape(os.path.basename(target.index))}\.tmp"]
+        forms = [
+            rf"\.{shard}\.tmp",
+            rf"\.\.{shard}\.part\.tmp",
+            rf"\.{re.escape(os.path.basename(target.index_path))}\.tmp",
+        ]
+        forms.append(r"\.(classes\.json|skipped\.jsonl)\.tmp")
         form = re.compile("|".join(forms + ([rf"\.{shard}\.part"] if parts else [])))
-        for item in os.listdir(folder or "."):
+        for item in os.listdir(folder):
             if item[0] == "." and form.fullmatch(item):
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(os.path.join(folder, item))

@@ -1,21 +1,17 @@
-"""Making images smaller: the shorter side to so many pixels, as JPEG. Runs in worker processes; needs Pillow."""
+"""Making images smaller: the shorter side to so many pixels, as JPEG. Runs in threads; needs Pillow."""
 
 from __future__ import annotations
 
 import io
-import multiprocessing.connection
 import os
-import signal
 import stat
-import threading
-import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from wdstools.errors import SourceError
 
-IMAGES = frozenset("jpg jpeg jpe jfif png webp bmp gif tif tiff ppm pgm pbm".split())
-_JPEG = frozenset("jpg jpeg jpe jfif".split())
+_JPEG = frozenset({"jpg", "jpeg", "jpe", "jfif"})
+IMAGES = _JPEG | {"png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm", "pbm"}
 _ORIENTATION = 0x0112
 _TURNS = {
     2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE",
@@ -41,7 +37,7 @@ class Shrink(NamedTuple):
 
 
 class Failure(NamedTuple):
-    """A file that could not be made smaller, and why; it crosses from a worker."""
+    """A file that could not be made smaller, and why."""
 
     file: str
     reason: str
@@ -49,10 +45,12 @@ class Failure(NamedTuple):
 
 
 def shrink_fields(shrink: Shrink, fields: Mapping[str, Any]) -> dict[str, tuple[str, bytes]] | Failure:
-    """Return {field: (new name, bytes)} of the images that became smaller; the others stay as they are.
+    """Return {field: (new name, bytes)} of the images that are made anew; the others stay as they are.
 
     `fields`: bytes, or (path, nbytes).
     """
+    from PIL import UnidentifiedImageError
+
     found: dict[str, tuple[str, bytes]] = {}
     for name, value in fields.items():
         if not shrink.wants(name):
@@ -63,12 +61,13 @@ def shrink_fields(shrink: Shrink, fields: Mapping[str, Any]) -> dict[str, tuple[
             small = shrink_image(bytes(data), shrink)
         except SourceError as error:
             return Failure(path, str(error), "")
+        except UnidentifiedImageError:
+            return Failure(path, "not a good image", "of no format that Pillow knows")
         except OSError as error:
-            return Failure(
-                path, *((error.strerror.lower(), "") if error.strerror else ("not a good image", str(error)))
-            )
-        except (ValueError, SyntaxError, EOFError, MemoryError) as error:
-            return Failure(path, "not a good image", str(error))
+            reason = (error.strerror.lower(), "") if error.strerror else ("not a good image", str(error))
+            return Failure(path, *reason)
+        except Exception as error:  # noqa: BLE001  from broken images, Pillow raises almost anything
+            return Failure(path, "not a good image", f"{type(error).__name__}: {error}")
         if small is None:
             continue
         new = shrink.rename(name)
@@ -79,71 +78,65 @@ def shrink_fields(shrink: Shrink, fields: Mapping[str, Any]) -> dict[str, tuple[
     return found
 
 
-def prepare_worker() -> None:
-    """Make a worker process leave Ctrl-C to its parent, and end with it, however that ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
-
-
-def _end_with(sentinel: int) -> None:
-    multiprocessing.connection.wait([sentinel])
-    os._exit(1)
-
-
 def _read(path: str, nbytes: int) -> bytes:
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO must not hang us
-    with open(fd, "rb") as file:
+    try:
         about = os.fstat(fd)
         if not stat.S_ISREG(about.st_mode):
             raise SourceError("not a regular file")
         if about.st_size != nbytes:
             raise SourceError("changed while it was packed")
-        data = file.read()
+        with open(fd, "rb", closefd=False) as file:
+            data = file.read()
+    finally:
+        os.close(fd)
     if len(data) != nbytes:
         raise SourceError("changed while it was packed")
     return data
 
 
 def shrink_image(data: bytes, shrink: Shrink) -> bytes | None:
-    """Return a JPEG, upright and RGB, whose shorter side is `size`; None where the image is no larger than that.
+    """Return a JPEG, upright and RGB, whose shorter side is at most `size`; None where the image is one already.
 
-    Raises OSError, ValueError, SyntaxError, EOFError for what is no image.
+    Raises OSError for what is no image, and whatever else Pillow raises for one that is broken.
     """
     from PIL import Image
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            with Image.open(io.BytesIO(data)) as image:
-                width, height = image.size
-                short = min(width, height)
-                if short <= shrink.size:
-                    image.load()  # a broken one must not slip through because it is small
-                    return None
-                goal = tuple(max(1, (side * shrink.size + short // 2) // short) for side in (width, height))
-                profile = image.info.get("icc_profile") if image.mode == "RGB" else None
-                # The JPEG decoder can scale down by 2, 4, 8 as it goes; twice the goal is left for the good filter.
-                image.draft("RGB", (2 * goal[0], 2 * goal[1]))
-                exif = image.getexif()
-                whole: Image.Image = image if image.mode == "RGB" else _to_rgb(image)
-                small = whole.resize((goal[0], goal[1]), Image.Resampling.LANCZOS)
-                turn = _TURNS.get(exif.get(_ORIENTATION, 1))
-                if turn is not None:
-                    small = small.transpose(Image.Transpose[turn])
-                out = io.BytesIO()
-                small.save(out, "JPEG", quality=shrink.quality, exif=b"", icc_profile=profile)
-        except Image.DecompressionBombError as error:
-            raise ValueError(str(error)) from error
+    with Image.open(io.BytesIO(data)) as image:
+        width, height = image.size
+        short = min(width, height)
+        turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
+        if short <= shrink.size:
+            image.load()  # a broken one must not slip through because it is small
+            if image.format in ("JPEG", "MPO") and turn is None:
+                return None
+            goal = image.size
+        else:
+            goal = (_scaled(width, short, shrink.size), _scaled(height, short, shrink.size))
+            # The JPEG decoder can scale down by 2, 4, 8 as it goes; twice the goal is left for the good filter.
+            image.draft("RGB", (2 * goal[0], 2 * goal[1]))
+        profile = image.info.get("icc_profile") if image.mode == "RGB" else None
+        small: Image.Image = image if image.mode == "RGB" else _to_rgb(image)
+        if small.size != goal:
+            small = small.resize(goal, Image.Resampling.LANCZOS)
+        if turn is not None:
+            small = small.transpose(Image.Transpose[turn])
+        out = io.BytesIO()
+        small.save(out, "JPEG", quality=shrink.quality, exif=b"", icc_profile=profile)
     return out.getvalue()
 
 
+def _scaled(side: int, short: int, size: int) -> int:
+    return (side * size + short // 2) // short
+
+
 def _to_rgb(image: Any) -> Any:
-    if image.mode.startswith("I;16"):  # Pillow would clip it at 255
-        return image.point(lambda value: value / 256).convert("L").convert("RGB")
-    return (
-        image.convert("RGBA").convert("RGB")
-        if image.mode in ("P", "PA") and "transparency" in image.info
-        else image.convert("RGB")
-    )
+    """Without alpha, on white; 16 bits become 8."""
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):  # Pillow would clip it at 255
+        return image.convert("I").point(lambda value: value / 256).convert("L").convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        from PIL import Image
+
+        whole = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", whole.size, "white"), whole).convert("RGB")
+    return image.convert("RGB")

@@ -2,92 +2,48 @@
 
 While a job runs, `.<stem>.wdsjob` lies beside the shards: JSON {"version", "fingerprint", "options", "source",
 "patterns"}. It is written before the first shard and removed after the last index; the same text is then in the
-metadata of every index, under `wds.job`. A shard of ours appears after its part (its own index, `.<shard>.part`), and the
-parts are removed after the indexes are there: so a shard without a part is ours only if there is an index of this job.
+metadata of every index, under `wds.job`. A shard of ours appears after its part (its own index, `.<shard>.part`), and
+the parts are removed after the indexes are there: so a shard without a part is ours only if there is an index of this
+job. When files of the source were changed is not written down: a file that is younger than the journal, or than a
+finished index, has been changed since.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import json
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from wdstools import urls, writer
 from wdstools.convert import destination
+from wdstools.convert.description import difference
 from wdstools.convert.destination import Target
-from wdstools.convert.options import Options, Skipped
-from wdstools.convert.sources import Listing
+from wdstools.convert.options import Skipped
+from wdstools.convert.shards import JOB
 from wdstools.errors import DestinationError, IndexFileError, NotFoundError
 from wdstools.index import Index
 
 METADATA = "wds.job"
 SKIPPED = "wds.skipped"
-VERSION = 1
-
-
-def describe(listing: Listing, options: Options, lift: Sequence[str] | None, shuffle: bool) -> dict[str, Any]:
-    """Return what makes the bytes of the output: the options that matter, and a digest of the source."""
-    used: dict[str, Any] = {"maxcount": options.maxcount, "maxsize": options.maxsize, "shuffle": shuffle}
-    used |= {"keys": options.keys, "lift": None if lift is None else list(lift)}
-    if shuffle or options.splits:
-        used["seed"] = options.seed
-    if options.splits:
-        used |= {"split": [list(pair) for pair in options.splits], "by": options.by}
-    if options.resize is not None:
-        from PIL import __version__ as pillow
-
-        used |= {"resize": options.resize, "quality": options.quality, "pillow": pillow}
-        used["resize-fields"] = sorted(options.resize_fields)
-    if listing.stream is not None:
-        used |= {"rename": [list(pair) for pair in options.rename]}
-        used |= {"drop": sorted(options.drop), "keep": sorted(options.keep)}
-    state = hashlib.blake2b(digest_size=16)
-    state.update(repr((listing.kind, listing.identity, listing.classes)).encode("utf-8", "surrogateescape"))
-    nbytes = 0
-    for key, group, parts in listing.entries:
-        state.update(repr((key, group, parts)).encode("utf-8", "surrogateescape"))
-        nbytes += sum(parts[2::3])
-    source = {"samples": len(listing.entries), "nbytes": nbytes, "digest": state.hexdigest()}
-    job = {"version": VERSION, "options": used, "source": source}
-    text = json.dumps(job, sort_keys=True).encode()
-    return {"fingerprint": hashlib.blake2b(text, digest_size=16).hexdigest(), **job}
-
-
-def difference(old: dict[str, Any], new: dict[str, Any]) -> str:
-    """Say what differs between two jobs."""
-    if old.get("version") != new["version"]:
-        return f"it was made by another version (job format {old.get('version')!r})"
-    before, now = old.get("options", {}), new["options"]
-    changed = [
-        f"--{name} was {before.get(name, 'not given')} and is {now.get(name, 'not given')}"
-        for name in sorted({*before, *now})
-        if before.get(name) != now.get(name)
-    ]
-    a, b = old.get("source", {}), new["source"]
-    if a != b:
-        counts = [(d.get("samples"), d.get("nbytes")) for d in (a, b)]
-        changed.append(
-            f"the source had {counts[0][0]} samples of {counts[0][1]} bytes and has {counts[1][0]} of {counts[1][1]}"
-            if counts[0] != counts[1]
-            else "names or sizes in the source are not what they were"
-        )
-    return "; ".join(changed) or "its record is damaged"
 
 
 class Job:
     """A destination, locked. `state` after open(): "fresh", "resume", or "complete" (nothing is left to do)."""
 
-    def __init__(self, found: Sequence[Target], description: dict[str, Any], overwrite: bool) -> None:
-        self.targets, self.description, self.overwrite = list(found), description, overwrite
-        self.folder = os.path.dirname(found[0].pattern) or "."
-        stem = os.path.basename(found[0].index).removesuffix(".wdsindex")
+    def __init__(
+        self, found: Sequence[Target], description: dict[str, Any], overwrite: bool, newest: tuple[int, str] = (0, "")
+    ) -> None:
+        """`newest`: when a file of the source was changed last, in ns since 1970, and which."""
+        self.targets, self.description, self.overwrite, self.newest = list(found), description, overwrite, newest
+        self.folder = found[0].folder
+        stem = os.path.basename(found[0].index_path).removesuffix(".wdsindex")
         if found[0].split:
-            stem = "+".join(os.path.basename(t.index).removesuffix(".wdsindex") for t in found)
-        self.path = os.path.join(self.folder, f".{stem}.wdsjob")
+            stem = "+".join(os.path.basename(t.index_path).removesuffix(".wdsindex") for t in found)
+        self.stem = stem
+        self.path = os.path.join(self.folder, f".{stem}{JOB}")
         self.state = "fresh"
         self._fd = -1
 
@@ -134,6 +90,8 @@ class Job:
     def _settle(self, dry: bool) -> None:
         old = self._read()
         mine = old is not None and old.get("fingerprint") == self.description["fingerprint"]
+        if mine and self._changed_since(self.path, "this job began"):
+            mine = False
         if old is not None and not mine and not self.overwrite:
             raise DestinationError(
                 f"{self.path}: an unfinished job is there, and this is another: {difference(old, self.description)}. "
@@ -149,12 +107,26 @@ class Job:
             self._check_complete()
         elif self.overwrite:
             if not dry:
-                self._clear(old)
+                self.clear(old)
         else:
             self._check_empty()
         if not dry and self.state != "complete":
-            self._write()
             destination.sweep(self.targets, parts=self.state == "fresh")
+            if self.state == "fresh":  # else it is there, and a moment without it could lose what is done
+                self._write()
+
+    def _changed_since(self, path: str, when: str) -> bool:
+        """Say whether a file of the source is younger than a file of ours. Raises DestinationError for it, unless all
+        is to be made anew anyway."""
+        changed, file = self.newest
+        if changed <= os.stat(path).st_mtime_ns:
+            return False
+        if not self.overwrite:
+            raise DestinationError(
+                f"{file}: was changed after {when}, so that old and new would be mixed. "
+                "Give --overwrite to make all shards anew"
+            )
+        return True
 
     def _read(self) -> dict[str, Any] | None:
         """The journal; None where there is none, or it was cut short, and then before any shard was written."""
@@ -182,18 +154,19 @@ class Job:
     def _job_of(self, target: Target) -> dict[str, Any] | None:
         """The job that wrote the index of a target: None without an index, {} for one that says nothing."""
         try:
-            return dict(json.loads(Index.load(target.index).metadata.get(METADATA, "{}")))
+            return dict(json.loads(Index.load(target.index_path).metadata.get(METADATA, "{}")))
         except NotFoundError:
             return None
         except (IndexFileError, ValueError):
             return {}
 
     def _is_done(self, target: Target) -> bool:
-        return (self._job_of(target) or {}).get("fingerprint") == self.description["fingerprint"]
+        return bool((self._job_of(target) or {}).get("fingerprint") == self.description["fingerprint"])
 
     def _check_complete(self) -> None:
         for target in self.targets:
-            shards = Index.load(target.index).shards
+            self._changed_since(target.index_path, "its shards were written")
+            shards = Index.load(target.index_path).shards
             for url, nbytes in zip(shards.url, shards.nbytes, strict=True):
                 path = urls.local_path(url) or url
                 if not os.path.exists(path) or os.path.getsize(path) != nbytes:
@@ -202,17 +175,17 @@ class Job:
                     )
             for _, path in target.existing():
                 if os.path.abspath(path) not in shards.url:
-                    raise DestinationError(f"{path}: is not one of the shards of {target.index}: remove it")
+                    raise DestinationError(f"{path}: is not one of the shards of {target.index_path}: remove it")
 
     def _check_empty(self) -> None:
         for target in self.targets:
             job = self._job_of(target)
             if job:
                 raise DestinationError(
-                    f"{target.index}: a finished job is there, and this is another: {difference(job, self.description)}. "
-                    "Write elsewhere, or give --overwrite to remove its shards"
+                    f"{target.index_path}: a finished job is there, and this is another: "
+                    f"{difference(job, self.description)}. Write elsewhere, or give --overwrite to remove its shards"
                 )
-            found = [path for _, path in target.existing()] + ([target.index] if job is not None else [])
+            found = [path for _, path in target.existing()] + ([target.index_path] if job is not None else [])
             if found:
                 raise DestinationError(
                     f"{found[0]}: is there already, and this job did not write it. "
@@ -231,7 +204,8 @@ class Job:
                 if not dry:
                     os.unlink(path)
 
-    def _clear(self, old: dict[str, Any] | None) -> None:
+    def clear(self, old: dict[str, Any] | None = None) -> None:
+        """Remove the shards and the indexes that the targets name, and those of an unfinished job that was here."""
         found = list(self.targets)
         for name in (old or {}).get("patterns", []):
             if isinstance(name, str) and os.path.basename(name) == name:
@@ -239,24 +213,59 @@ class Job:
                     writer.check_pattern(name)
                     found.append(Target("", os.path.join(self.folder, name)))
         for target in found:
-            for path in [target.index, *(path for _, path in target.existing())]:
+            for path in [target.index_path, *(path for _, path in target.existing())]:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(path)
         destination.sweep(found, parts=True)
 
+    def put_skipped(self, skipped: Sequence[Skipped]) -> None:
+        """Write skipped.jsonl, anew for this set of shards; lines of other sets in the folder stay."""
+        path = os.path.join(self.folder, "skipped.jsonl")
+        try:
+            with open(path, "rb") as file:
+                old = file.read().splitlines(keepends=True)
+        except FileNotFoundError:
+            old = []
+        lines = [line for line in old if not self._is_mine(line)]
+        lines += [json.dumps({**item._asdict(), "set": self.stem}).encode() + b"\n" for item in skipped]
+        if lines and lines != old:
+            put_file(path, b"".join(lines))
+        elif old and not lines:
+            os.unlink(path)
 
-def load_part(path: str, lenient: bool) -> tuple[Index, list[Skipped]] | None:
-    """Return the index of a finished shard of this job, and what was left out of it; None where it must be written anew
-    (also, unless `lenient`, where samples were left out)."""
+    def _is_mine(self, line: bytes) -> bool:
+        try:
+            return bool(json.loads(line)["set"] == self.stem)
+        except (ValueError, LookupError, TypeError):
+            return False
+
+
+class Written(NamedTuple):
+    """A finished shard, whose index is its part: bytes of the tar, and what was left out of it."""
+
+    path: str
+    nsamples: int
+    nbytes: int
+    skipped: list[Skipped]
+
+    def load(self) -> Index:
+        """Return its index."""
+        return Index.load(writer.part_name(self.path))
+
+
+def load_part(path: str, lenient: bool) -> Written | None:
+    """Return a finished shard of this job; None where it must be written anew (also, unless `lenient`, where samples
+    were left out)."""
     try:
         index = Index.load(writer.part_name(path))
         skipped = [Skipped(*item) for item in json.loads(index.metadata.get(SKIPPED, "[]"))]
         nbytes = os.path.getsize(path)
     except (NotFoundError, IndexFileError, FileNotFoundError, ValueError, TypeError):
         return None
-    if index.shards.nbytes != [nbytes] or (skipped and not lenient):
+    mine = index.shards.url == [os.path.abspath(path)] and index.shards.nbytes == [nbytes]
+    if not mine or (skipped and not lenient):
         return None
-    return index, skipped
+    return Written(path, len(index), nbytes, skipped)
 
 
 def put_file(path: str, data: bytes) -> None:

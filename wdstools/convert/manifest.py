@@ -1,4 +1,4 @@
-"""Tables of samples (.csv .tsv .jsonl .parquet) -> entries: columns of paths, columns that are fields, the rest as json."""
+"""Tables (.csv .tsv .jsonl .parquet) -> entries: columns of paths, columns that are fields, the rest as json."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import math
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from wdstools import encode
@@ -21,11 +21,17 @@ _INT, _FLOAT = r"^-?(0|[1-9][0-9]{0,17})$", r"^-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE]
 _BATCH = 16_384
 
 Row = dict[str, Any]
+Kinds = dict[str, Callable[[str], Any]]
+"""What the text in a column stands for, where it goes into json: fields have it as it is."""
 
 
 def is_manifest(path: str) -> bool:
     """Say whether a path is named like a manifest."""
     return path.lower().endswith(SUFFIXES)
+
+
+class _Bad(Exception):
+    """A row that makes no sample: (key, where, reason, detail)."""
 
 
 class _Columns(NamedTuple):
@@ -42,12 +48,14 @@ def list_manifest(path: str, options: Options, faults: Faults) -> Listing:
     root = os.path.abspath(os.path.dirname(path)).rstrip("/") + "/"
     listing = Listing("manifest", root, name=os.path.basename(path).partition(".")[0])
     columns: _Columns | None = None
-    for where, row in _rows(path, faults):
+    table = _Table(path, faults)
+    for where, row in table.rows():
         if columns is None:
             columns = _choose(path, row, root, options)
-        entry = _entry(row, where, root, columns, options, faults)
-        if entry is not None:
-            listing.entries.append(entry)
+        try:
+            listing.entries.append(_entry(row, where, root, columns, options, table.kinds, listing))
+        except _Bad as bad:
+            faults.add(*bad.args)
     if columns is None:
         raise SourceError(f"{path}: no rows")
     return finish(listing, options, faults, path)
@@ -79,13 +87,16 @@ def _is_file(root: str, value: str) -> bool:
     return bool(value) and "\0" not in value and os.path.isfile(os.path.join(root, value))
 
 
-def _entry(row: Row, where: str, root: str, columns: _Columns, options: Options, faults: Faults) -> Entry | None:
+def _entry(
+    row: Row, where: str, root: str, columns: _Columns, options: Options, kinds: Kinds, listing: Listing
+) -> Entry:
+    """Raises _Bad."""
     parts: dict[str, tuple[Any, int]] = {}
     key = "" if columns.key is None or row.get(columns.key) is None else str(row[columns.key])
     for column, field in columns.files:
         value = row.get(column)
         if not isinstance(value, str) or not value:
-            return faults.add(key or where, where, "no file in its row", f"column {column!r} is {value!r}")
+            raise _Bad(key or where, where, "no file in its row", f"column {column!r} is {value!r}")
         wrong, name, about = _look(value, root, field, options)
         if not key:
             folder, slash, base = relative_key(value, root).rpartition("/")
@@ -93,20 +104,25 @@ def _entry(row: Row, where: str, root: str, columns: _Columns, options: Options,
         if wrong is None and name in parts:
             wrong = ("two files for one field", f"field {name!r}; name the fields: --files {column}=FIELD")
         if wrong is not None or about is None:
-            return faults.add(key, f"{where}: {os.path.join(root, value)}", *(wrong or ("", "")))
+            raise _Bad(key, f"{where}: {os.path.join(root, value)}", *(wrong or ("", "")))
+        listing.saw(about, os.path.join(root, value))
         parts[name] = (value if value.startswith("/") else os.path.normpath(value), about.st_size)
     if not key:
-        return faults.add(where, where, "no key in its row", f"column {columns.key!r} is empty")
+        raise _Bad(where, where, "no key in its row", f"column {columns.key!r} is empty")
     used = {columns.key, *(column for column, _ in columns.files)}
     rest = {n: v for n, v in row.items() if n not in used and n not in columns.inline}
+    for name in kinds.keys() & rest.keys():
+        rest[name] = None if rest[name] is None else kinds[name](rest[name])
     try:
         inlined = _inlined(row, rest, columns)
     except (EncodeError, ValueError) as error:
-        return faults.add(key, where, "a value that is no field", str(error))
+        raise _Bad(key, where, "a value that is no field", str(error)) from error
     for name, data in inlined.items():
         if name in parts:
-            return faults.add(key, where, "two files for one field", f"field {name!r} is a file and a column")
+            raise _Bad(key, where, "two files for one field", f"field {name!r} is a file and a column")
         parts[name] = (data, len(data))
+    if not parts:
+        raise _Bad(key, where, "no field in its row", "all of its columns are empty")
     group = None if columns.by is None else str(row.get(columns.by))
     return Entry(key, group, tuple(x for name in sorted(parts) for x in (name, *parts[name])))
 
@@ -125,6 +141,8 @@ def _look(
         about = os.stat(root + value if value[:1] != "/" else value)
     except OSError as error:
         return ((error.strerror or str(error)).lower(), ""), name, None
+    except UnicodeEncodeError:
+        return ("a name that is not UTF-8", ""), name, None
     return (None if stat.S_ISREG(about.st_mode) else ("not a regular file", "")), name, about
 
 
@@ -170,22 +188,31 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, str | int | bool | None) else str(value)
 
 
-def _rows(path: str, faults: Faults) -> Iterator[tuple[str, Row]]:
-    """Yield (where, row) of a manifest."""
-    kind = os.path.splitext(path)[1].lower()
-    try:
-        if kind == ".parquet":
-            rows: Iterable[tuple[int, Row]] = enumerate(_parquet(path), 1)
-        elif kind in (".csv", ".tsv"):
-            rows = enumerate(_csv(path, "," if kind == ".csv" else "\t"), 1)
-        else:
-            rows = _jsonl(path, faults)
-        for number, row in rows:
-            yield f"{path}: row {number}", row
-    except OSError as error:
-        if error.errno is not None:
-            raise
-        raise SourceError(f"{path}: cannot be read: {error}") from error
+class _Table:
+    """A manifest, row by row. `kinds`: of the columns of a table of text, known when its first row is."""
+
+    def __init__(self, path: str, faults: Faults) -> None:
+        self.path, self.faults = path, faults
+        self.kinds: Kinds = {}
+
+    def rows(self) -> Iterator[tuple[str, Row]]:
+        """Yield (where, row)."""
+        path, kind = self.path, os.path.splitext(self.path)[1].lower()
+        try:
+            if kind == ".parquet":
+                rows: Iterable[tuple[int, Row]] = enumerate(_parquet(path), 1)
+            elif kind in (".csv", ".tsv"):
+                delimiter = "," if kind == ".csv" else "\t"
+                self.kinds = _kinds(path, delimiter, self.faults.skip)
+                rows = _csv(path, delimiter, self.faults)
+            else:
+                rows = _jsonl(path, self.faults)
+            for number, row in rows:
+                yield f"{path}: row {number}", row
+        except OSError as error:
+            if error.errno is not None:
+                raise
+            raise SourceError(f"{path}: cannot be read: {error}") from error
 
 
 def _jsonl(path: str, faults: Faults) -> Iterator[tuple[int, Row]]:
@@ -216,44 +243,56 @@ def _parquet(path: str) -> Iterator[Row]:
         raise SourceError(f"{path}: not a parquet file: {error}") from error
 
 
-def _csv(path: str, delimiter: str) -> Iterator[Row]:
-    """The rows of a table of text: a column is numbers or booleans where all of it is, and written as such; an empty
-    cell is None."""
-    import pyarrow as pa
+def _csv(path: str, delimiter: str, faults: Faults) -> Iterator[tuple[int, Row]]:
+    """Yield (number, row): text, an empty cell as None."""
+    number = 0
+    for batch in _batches(path, delimiter, faults):
+        columns = [[value or None for value in column.to_pylist()] for column in batch.columns]
+        for values in zip(*columns, strict=True):
+            number += 1
+            yield number, dict(zip(batch.schema.names, values, strict=True))
 
+
+def _batches(path: str, delimiter: str, faults: Faults) -> Iterator[Any]:
+    import pyarrow as pa
+    from pyarrow import csv
+
+    def bad(row: Any) -> str:
+        if not faults.skip:
+            return "error"
+        where = f"{path}: {row.text[:80]!r}"
+        faults.add(where, where, "a row with too few or too many columns")
+        return "skip"
+
+    parse = csv.ParseOptions(delimiter=delimiter, newlines_in_values=True, invalid_row_handler=bad)
+    one = csv.ReadOptions(use_threads=False)  # so that rows are left out in their order
     try:
-        kinds = _kinds(path, delimiter)
-        for batch in _batches(path, delimiter):
-            columns = []
-            for name, kind in kinds.items():
-                values = batch.column(name).to_pylist()
-                columns.append([None if v == "" or v is None else kind(v) for v in values])
-            for values in zip(*columns, strict=True):
-                yield dict(zip(kinds, values, strict=True))
+        with csv.open_csv(path, one, csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)) as reader:
+            names = reader.schema.names
+    except pa.ArrowInvalid:
+        names = []
+    try:
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise SourceError(f"{path}: two columns are called {sorted(twice)[0]!r}")
+        text = csv.ConvertOptions(column_types=dict.fromkeys(names, pa.utf8()), strings_can_be_null=False)
+        with csv.open_csv(path, one, parse, text) as reader:
+            yield from reader
     except pa.ArrowException as error:
         raise SourceError(f"{path}: not a table: {error}") from error
 
 
-def _batches(path: str, delimiter: str) -> Iterator[Any]:
-    import pyarrow as pa
-    from pyarrow import csv
-
-    parse = csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
-    with csv.open_csv(path, parse_options=parse) as reader:
-        names = reader.schema.names
-    if twice := {name for name in names if names.count(name) > 1}:
-        raise SourceError(f"{path}: two columns are called {sorted(twice)[0]!r}")
-    text = csv.ConvertOptions(column_types=dict.fromkeys(names, pa.utf8()), strings_can_be_null=False)
-    with csv.open_csv(path, parse_options=parse, convert_options=text) as reader:
-        yield from reader
-
-
-def _kinds(path: str, delimiter: str) -> dict[str, Any]:
+def _kinds(path: str, delimiter: str, lenient: bool) -> Kinds:
+    """A column is numbers or booleans where all of it is; an empty cell fits everywhere."""
     import pyarrow.compute as pc
 
-    left: dict[str, list[tuple[str, Any]]] = {}
-    forms = [(_INT, int), (_FLOAT, float), (r"^(true|false)$", lambda text: text == "true"), ("", str)]
-    for batch in _batches(path, delimiter):
+    left: dict[str, list[tuple[str, Callable[[str], Any]]]] = {}
+    forms: list[tuple[str, Callable[[str], Any]]] = [
+        (_INT, int),
+        (_FLOAT, float),
+        (r"^(true|false)$", lambda text: text == "true"),
+        ("", str),
+    ]
+    for batch in _batches(path, delimiter, Faults(lenient)):
         for name in batch.schema.names:
             column = batch.column(name)
             filled = column.filter(pc.not_equal(column, ""))

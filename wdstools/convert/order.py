@@ -19,7 +19,7 @@ def hasher(seed: int, purpose: bytes) -> Callable[[str], bytes]:
 
     def digest(key: str) -> bytes:
         state = base.copy()
-        state.update(key.encode("utf-8", "surrogateescape"))
+        state.update(key.encode("utf-8", "surrogatepass"))
         return state.digest()
 
     return digest

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from wdstools import urls
 from wdstools.convert.options import Options
-from wdstools.convert.sources import Entry, Faults, Fields, Listing, finish
+from wdstools.convert.sources import Entry, Faults, Fields, Listing, check_field, finish
 from wdstools.errors import NotFoundError, SourceError
 
 _BESIDE = (".tar", ".wdsindex", ".json", ".jsonl", ".idx", ".sqlite", ".txt", ".md")
 _PLAIN = ".tar"
+JOB = ".wdsjob"
+"""Of the file that says what a job is to do, until it is done: see journal.py."""
 
 
 def is_shards(source: str) -> bool:
@@ -32,7 +35,7 @@ def list_shards(source: str, options: Options, faults: Faults) -> Listing:
     if source.endswith(".wdsindex") or os.path.isdir(source):
         return _list_local(source, options, faults)
     names = urls.expand(source)
-    if all(urls.scheme(name) == "file" and name.lower().endswith(_PLAIN) for name in names):
+    if all(_is_plain(name) for name in names):
         return _list_local(source, options, faults)
     wanted = [
         text
@@ -54,10 +57,44 @@ def list_shards(source: str, options: Options, faults: Faults) -> Listing:
                 if new in fields:
                     raise SourceError(f"sample {key!r} of {sample['__url__']}: two fields would be called {new!r}")
                 if new is not None:
+                    if wrong := check_field(new):
+                        raise SourceError(f"sample {key!r} of {sample['__url__']}: {': '.join(wrong)}")
                     fields[new] = value
+            if not fields:
+                raise SourceError(f"sample {key!r} of {sample['__url__']}: no field is left")
             yield key, fields
 
-    return Listing("stream", stream=stream, identity="\n".join(names))
+    listing = Listing("stream", stream=stream, identity="\n".join(names))
+    _note_times(listing, names)
+    return listing
+
+
+def _is_plain(name: str) -> bool:
+    """Whether a shard can be read in any order: a local tar, and no FIFO."""
+    path = urls.local_path(name)
+    return path is not None and path.lower().endswith(_PLAIN) and (os.path.isfile(path) or not os.path.exists(path))
+
+
+def _check_finished(source: str, shards: Iterable[str]) -> None:
+    """Raises SourceError where wds-shard has not finished the shards: some would be missing, and nobody would know."""
+    if source.endswith(".wdsindex"):
+        return  # it is written when they are finished
+    folder, stem = source, ""
+    if not os.path.isdir(source):
+        folder, name = os.path.split(urls.index_name([urls.escape(url) for url in shards]))
+        stem = name.removesuffix(".wdsindex")
+    for name in os.listdir(folder or "."):
+        if name.startswith(".") and name.endswith(JOB) and (not stem or stem in name[1 : -len(JOB)].split("+")):
+            path = os.path.join(folder, name)
+            raise SourceError(f"{path}: these shards are not finished: run the command that writes them again first")
+
+
+def _note_times(listing: Listing, names: Iterable[str]) -> None:
+    for name in names:
+        path = urls.local_path(name)
+        if path is not None:
+            with contextlib.suppress(OSError):  # whoever opens it will say it better
+                listing.saw(os.stat(path), path)
 
 
 def _picker(options: Options) -> Callable[[str], str | None]:
@@ -67,31 +104,36 @@ def _picker(options: Options) -> Callable[[str], str | None]:
     def pick(name: str) -> str | None:
         if name in options.drop or (options.keep and name not in options.keep):
             return None
-        return renamed.get(name, name)
+        return renamed.get(name, name).lower()  # readers give it so
 
     return pick
 
 
 def _list_local(source: str, options: Options, faults: Faults) -> Listing:
-    from wdstools.dataset import open_dataset
+    from wdstools.dataset import Dataset, open_dataset
 
     try:
         data = open_dataset(source, views=True)
     except NotFoundError as error:
         raise SourceError(str(error)) from error
+    _check_finished(source, data.index.shards.url)
     pick = _picker(options)
     groups = _groups(data, options.by) if options.by else None
-    listing = Listing("shards")
+    whole = data if isinstance(data.rows, range) else Dataset(data.index, views=True)  # a row is its number there
+    listing = Listing("shards", folder=source if os.path.isdir(source) else "")
+    _note_times(listing, data.index.shards.url)
     listing.local_shards = [os.path.realpath(urls.local_path(url) or url) for url in data.index.shards.url]
     listing.identity = "\n".join(
         f"{os.path.basename(url)} {nbytes}"
         for url, nbytes in zip(data.index.shards.url, data.index.shards.nbytes, strict=True)
     )
+    seen_at_all: dict[str, None] = {}
     for row, found in _fields(data):
         key = data.index.key(row)
         parts: list[Any] = []
         seen: dict[str, str] = {}
         for name, nbytes in found:
+            seen_at_all[name] = None
             new = pick(name)
             if new is None:
                 continue
@@ -108,9 +150,12 @@ def _list_local(source: str, options: Options, faults: Faults) -> Listing:
         elif not seen:
             faults.add(key, f"sample {key}", "no field is left", f"it has {', '.join(n for n, _ in found)}")
 
+    if lacking := {*options.drop, *options.keep, *(old for old, _ in options.rename)} - seen_at_all.keys():
+        raise SourceError(f"{source}: no sample has a field {min(lacking)!r}; they have {', '.join(seen_at_all)}")
+
     def read(entry: Entry) -> Fields:
         fields: Fields = {}
-        for name, value in data[entry.parts[1]].items():
+        for name, value in whole[entry.parts[1]].items():
             new = None if name[:2] == "__" else pick(name)
             if new is not None:
                 fields[new] = value
@@ -124,7 +169,7 @@ def _fields(data: Any) -> Iterator[tuple[int, list[tuple[str, int]]]]:
     """Yield (row, [(field, nbytes), ...]) of every sample."""
     from wdstools import columns
 
-    data.index._validate()
+    data.index.validate()
     rows = None if isinstance(data.rows, range) else {int(row) for row in data.rows}
     for chunk in columns.take_fields(data.index.table):
         names = [chunk.exts[code] for code in chunk.codes.tolist()]
@@ -142,9 +187,8 @@ def _groups(data: Any, by: str) -> list[str]:
     if by in index.columns():
         return [str(value) for value in index.table.column(by).to_pylist()]
     values = [""] * len(index)
-    for row in data.rows:
-        sample = data[int(row)] if isinstance(data.rows, range) else None
-        if sample is None or by not in sample:
+    for row, sample in zip(data.rows, data, strict=True):
+        if by not in sample:
             raise SourceError(
                 f"--by {by}: sample {index.key(int(row))!r} has no such field, and the index no such column"
             )

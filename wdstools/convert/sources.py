@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -52,7 +53,8 @@ class Faults:
 @dataclass
 class Listing:
     """A source, listed. `entries` are sorted by key; `root` ends with a slash or is empty; `classes`: name -> number;
-    `shuffle`: whether to shuffle where nobody says; `name`: what to call the shards, or "".
+    `shuffle`: whether to shuffle where nobody says; `name`: what to call the shards, or ""; `folder`: that shards must
+    not be written into, or ""; `newest`: when a file was changed last, in ns since 1970, and which.
 
     `read(entry)` gives the fields of a sample, ready for ShardFile.write. `stream`, instead of entries: samples that
     can only be taken one after the other; `identity`: what is known of them beforehand.
@@ -68,6 +70,13 @@ class Listing:
     stream: Callable[[], Iterator[tuple[str, Fields]]] | None = None
     identity: str = ""
     local_shards: list[str] = field(default_factory=list)
+    folder: str = ""
+    newest: tuple[int, str] = (0, "")
+
+    def saw(self, about: os.stat_result, path: str) -> None:
+        """Take note of a file's time; one in the future says nothing."""
+        if self.newest[0] < about.st_mtime_ns <= time.time_ns():
+            self.newest = (about.st_mtime_ns, path)
 
     def fields(self, entry: Entry) -> Fields:
         """Return the fields of a sample: bytes, or (path, nbytes) of files to copy. Raises WdsError, OSError."""
@@ -77,7 +86,10 @@ class Listing:
         found: Fields = {}
         for i in range(0, len(parts), 3):
             where = parts[i + 1]
-            found[parts[i]] = (root + where, parts[i + 2]) if type(where) is str else where
+            if type(where) is str:
+                found[parts[i]] = (root + where if where[:1] != "/" else where, parts[i + 2])
+            else:
+                found[parts[i]] = where
         return found
 
 
@@ -112,6 +124,11 @@ def why_no_field(name: str) -> tuple[str, str]:
 def check_key(key: str) -> tuple[str, str] | None:
     """Return (reason, detail) where readers would not get a key back, or tar would not unpack it safely."""
     advice = "rename it, or number the keys with --keys number"
+    if not key.isascii():
+        try:
+            key.encode()
+        except UnicodeEncodeError:
+            return "a name that is not UTF-8", f"{key!r}; {advice}"
     if not samples.is_good_key(key):
         base = key.rpartition("/")[2]
         if "." in base:
@@ -119,11 +136,20 @@ def check_key(key: str) -> tuple[str, str] | None:
         return "a key that readers skip", f"{key!r}; {advice}"
     if key[:1] == "/" or (".." in key and ".." in key.split("/")):
         return "a key that leaves its folder", f"{key!r}; {advice}"
-    if not key.isascii():
+    return None
+
+
+def check_field(name: str) -> tuple[str, str] | None:
+    """Return (reason, detail) where a field would not be written, or not come back under its name."""
+    if name[:1] == "_":
+        return "a field that begins with _", f"{name!r}: readers keep such names for themselves; rename it"
+    if "/" in name or "\0" in name or not name:
+        return "a field that readers would not get back", f"{name!r}; rename it"
+    if not name.isascii():
         try:
-            key.encode()
+            name.encode()
         except UnicodeEncodeError:
-            return "a name that is not UTF-8", f"{key!r}; {advice}"
+            return "a name that is not UTF-8", f"field {name!r}; rename it"
     return None
 
 
@@ -141,12 +167,17 @@ def finish(listing: Listing, options: Options, faults: Faults, what: str) -> Lis
     entries.sort(key=lambda entry: entry.key)
     numbered = options.keys == "number"
     good: list[Entry] = []
+    known: dict[str, tuple[str, str] | None] = {}
     previous = None
     for entry in entries:
         key = entry.key
         wrong = None if numbered else check_key(key)
         if key == previous and not numbered:
             wrong = ("two samples with one key", f"{key!r}; choose another --key-column, or number them: --keys number")
+        for name in entry.parts[::3]:
+            if name not in known:
+                known[name] = check_field(name)
+            wrong = wrong or known[name]
         if wrong:
             faults.add(key, _file_of(listing, entry), *wrong)
             continue
@@ -160,7 +191,7 @@ def finish(listing: Listing, options: Options, faults: Faults, what: str) -> Lis
 
 def _file_of(listing: Listing, entry: Entry) -> str:
     where = next((w for w in entry.parts[1::3] if isinstance(w, str)), None)
-    return f"sample {entry.key}" if where is None else listing.root + where
+    return f"sample {entry.key}" if where is None else os.path.join(listing.root, where)
 
 
 def number_keys(entries: list[Entry]) -> list[Entry]:

@@ -10,6 +10,7 @@ from wdstools.convert.options import Options
 from wdstools.convert.sources import Entry, Faults, Listing, finish, relative_key, split_file, why_no_field
 from wdstools.errors import SourceError
 
+CIRCLE = "a link to a folder above it"
 _JUNK = frozenset({"Thumbs.db", "desktop.ini"})
 
 
@@ -21,8 +22,8 @@ def list_tree(root: str, options: Options, faults: Faults) -> Listing:
     if layout == "auto":
         if dirs and files:
             raise SourceError(
-                f"{root}: has folders ({dirs[0]}) and files ({files[0]}) at its top: say --layout classes (every folder is "
-                "a class; files at the top are left out) or --layout flat (files anywhere below, no classes)"
+                f"{root}: has folders ({dirs[0]}) and files ({files[0]}) at its top: say --layout classes (every "
+                "folder is a class; files at the top are left out) or --layout flat (files anywhere below, no classes)"
             )
         layout = "classes" if dirs else "flat"
     walker = _Walker(folder, options, faults)
@@ -33,12 +34,13 @@ def list_tree(root: str, options: Options, faults: Faults) -> Listing:
             raise SourceError(f"{root}: has no class folders: say --layout flat for files without classes")
         listing = Listing("classes", folder, _classes(folder, dirs, walker, faults), shuffle=True)
         listing.classes = {name: number for number, name in enumerate(dirs)}
-    listing.name = os.path.basename(os.path.abspath(root))
+    listing.name, listing.folder, listing.newest = os.path.basename(os.path.abspath(root)), folder, walker.seen.newest
     return finish(listing, options, faults, root)
 
 
 def _top(folder: str) -> tuple[list[str], list[str]]:
-    dirs, files = [], []
+    dirs: list[str] = []
+    files: list[str] = []
     with os.scandir(folder) as found:
         for item in found:
             if item.name[0] != "." and item.name not in _JUNK:
@@ -50,6 +52,9 @@ def _classes(folder: str, dirs: list[str], walker: _Walker, faults: Faults) -> l
     entries: list[Entry] = []
     for number, name in enumerate(dirs):
         before = len(faults.skipped)
+        if os.path.realpath(folder + name) == os.path.realpath(folder):
+            faults.add(name, folder + name, CIRCLE)
+            continue
         found = walker.walk(name + "/", number)
         if not found and len(faults.skipped) == before:
             faults.add(name, folder + name, "empty class folder", "remove it, or leave it out with --on-error skip")
@@ -63,6 +68,7 @@ class _Walker:
     def __init__(self, root: str, options: Options, faults: Faults) -> None:
         self.root, self.faults = root, faults
         self.dotted, self.last = options.dotted, options.keys == "number"
+        self.seen = Listing("")  # for the times of files
 
     def walk(self, prefix: str, label: int | None) -> list[Entry]:
         """Return the samples below root + prefix, in no order; with a label, they get it as `cls`."""
@@ -79,10 +85,16 @@ class _Walker:
                 continue
             pending += [(prefix + name + "/", above) for name in folders]
             for name in links:  # followed as ImageFolder does, but not in circles
-                about = os.stat(self.root + prefix + name)
-                place = (about.st_dev, about.st_ino)
-                if place in above or self._is_above(prefix, place):
-                    self.faults.add(prefix + name, self.root + prefix + name, "a link to a folder above it")
+                path = self.root + prefix + name
+                try:
+                    about = os.stat(path)
+                    place = (about.st_dev, about.st_ino)
+                    circle = place in above or self._is_above(prefix, place)
+                except OSError as error:
+                    self.faults.add(prefix + name, path, (error.strerror or str(error)).lower())
+                    continue
+                if circle:
+                    self.faults.add(prefix + name, path, CIRCLE)
                 else:
                     pending.append((prefix + name + "/", above | {place}))
         return entries
@@ -118,6 +130,8 @@ class _Walker:
                 wrong = ((error.strerror or str(error)).lower(), "a dangling link?" if item.is_symlink() else "")
             else:
                 if ext and stat.S_ISREG(about.st_mode):
+                    if about.st_mtime_ns > self.seen.newest[0]:
+                        self.seen.saw(about, self.root + prefix + name)
                     found.setdefault(stem, []).append((ext, name, about.st_size))
                     continue
                 wrong = why_no_field(name) if not ext else ("not a regular file", "")
@@ -163,6 +177,7 @@ def _scan(folder: str) -> Iterator[os.DirEntry[str]]:
 def list_paths(paths: Iterable[str], options: Options, faults: Faults) -> Listing:
     """List files given by their paths: flat rules, keys relative to the current folder."""
     root = os.getcwd().rstrip("/") + "/"
+    listing = Listing("paths")
     found: dict[str, dict[str, tuple[str, int]]] = {}
     bad: set[str] = set()
     for path in paths:
@@ -187,8 +202,8 @@ def list_paths(paths: Iterable[str], options: Options, faults: Faults) -> Listin
             bad.add(key)
         else:
             found[key][ext] = (path, about.st_size)
-    entries = []
+            listing.saw(about, path)
     for key, files in found.items():
         if key not in bad:
-            entries.append(Entry(key, None, tuple(x for ext in sorted(files) for x in (ext, *files[ext]))))
-    return finish(Listing("paths", "", entries), options, faults, "stdin")
+            listing.entries.append(Entry(key, None, tuple(x for ext in sorted(files) for x in (ext, *files[ext]))))
+    return finish(listing, options, faults, "stdin")

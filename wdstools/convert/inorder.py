@@ -1,0 +1,175 @@
+"""Samples that are computed (smaller images) or come as a stream: packed by one writer, in order, by the sizes that
+come out. Threads do the computing: Pillow decodes, resizes and encodes without the GIL.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from wdstools import writer
+from wdstools.convert import images, journal
+from wdstools.convert.destination import Target
+from wdstools.convert.journal import Written
+from wdstools.convert.options import Options, Skipped, Summary
+from wdstools.convert.plan import Plan
+from wdstools.convert.planned import Progress
+from wdstools.convert.put import left_out, put
+from wdstools.convert.sources import Faults, Fields
+from wdstools.errors import SourceError
+
+Sample = tuple[str, Fields]
+Item = tuple[str, Fields | images.Failure]
+ANEW = "Give --overwrite to make all anew"
+
+
+def write_in_order(ready: Plan, options: Options, progress: Progress, summary: Summary) -> list[list[Written]]:
+    """Write samples as they are computed or come in; return the shards, by target."""
+    done = []
+    with contextlib.ExitStack() as stack:
+        apply = _applier(stack, options)
+        for target, numbers in zip(ready.targets, ready.orders, strict=True):
+            kept = _kept_prefix(target, options)
+            summary.kept += len(kept)
+            progress(_covered(kept), sum(part.nbytes for part in kept))
+            for number, path in target.existing():
+                if number >= len(kept):
+                    os.unlink(path)  # of this job, as Job has checked, and behind one that must be written anew
+            items = apply(_samples(ready, numbers, kept))
+            found, rest = _write_target(target, items, len(kept), ready.lift, options, progress)
+            done.append(kept + found)
+            summary.skipped += [item for written in done[-1] for item in written.skipped] + rest
+    return done
+
+
+def _kept_prefix(target: Target, options: Options) -> list[Written]:
+    """The finished shards from number 0 on."""
+    kept: list[Written] = []
+    while (part := journal.load_part(target.pattern % len(kept), options.on_error == "skip")) is not None:
+        kept.append(part)
+    return kept
+
+
+def _covered(kept: list[Written]) -> int:
+    """How many samples of the source finished shards hold or left out."""
+    return sum(part.nsamples + len(part.skipped) for part in kept)
+
+
+def _samples(ready: Plan, numbers: list[int], kept: list[Written]) -> Iterator[Sample]:
+    """The samples of a target that the finished shards do not cover."""
+    listing = ready.listing
+    start = _covered(kept)
+    if listing.stream is None:
+        for number in itertools.islice(numbers, start, None):
+            entry = ready.entries[number]
+            yield entry.key, listing.fields(entry)
+        return
+    samples = listing.stream()
+    _pass_over(itertools.islice(samples, start), kept)
+    yield from samples
+
+
+def _pass_over(samples: Iterator[Sample], kept: list[Written]) -> None:
+    """Raises SourceError where a stream does not begin with what the finished shards hold and what they left out."""
+    keys = (index.key(row) for part in kept for index in (part.load(),) for row in range(len(index)))
+    gone = {item.key for part in kept for item in part.skipped}
+    wanted = next(keys, None)
+    for key, _ in samples:
+        if key == wanted:
+            wanted = next(keys, None)
+        elif key not in gone:
+            raise SourceError(f"sample {key!r} comes where {wanted!r} was: the source has changed. {ANEW}")
+    if wanted is not None:
+        raise SourceError(f"the source ends before sample {wanted!r}, which it had: it has changed. {ANEW}")
+
+
+def _applier(stack: contextlib.ExitStack, options: Options) -> Callable[[Iterator[Sample]], Iterator[Item]]:
+    """A function that makes images smaller on their way, some at a time."""
+    if options.resize is None:
+        return lambda samples: samples
+    shrink = images.Shrink(options.resize, options.quality, options.resize_fields)
+    workers = options.workers or os.cpu_count() or 1
+    stack.enter_context(warnings.catch_warnings())  # here, before there are threads: it is the process's
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # what is wrong with an image, we say
+    pool = ThreadPoolExecutor(workers, "wds-shard")
+    stack.callback(pool.shutdown, wait=True, cancel_futures=True)
+
+    def apply(samples: Iterator[Sample]) -> Iterator[Item]:
+        pending: deque[tuple[str, Fields, Future[Any]]] = deque()
+        for key, fields in samples:
+            pending.append((key, fields, pool.submit(images.shrink_fields, shrink, fields)))
+            if len(pending) >= 4 * workers:
+                key, fields, future = pending.popleft()
+                yield key, _replaced(fields, future.result())
+        while pending:
+            key, fields, future = pending.popleft()
+            yield key, _replaced(fields, future.result())
+
+    return apply
+
+
+def _replaced(fields: Fields, small: dict[str, tuple[str, bytes]] | images.Failure) -> Fields | images.Failure:
+    if isinstance(small, images.Failure):
+        return small
+    found: Fields = {}
+    for name, value in fields.items():
+        new, data = small.get(name, (name, value))
+        found[new] = data
+    return found
+
+
+def _write_target(
+    target: Target,
+    items: Iterator[Item],
+    first: int,
+    lift: tuple[str, ...] | None,
+    options: Options,
+    progress: Progress,
+) -> tuple[list[Written], list[Skipped]]:
+    """Write samples one by one, from shard number `first` on. What is left out counts to the shard in hand, so that a
+    run that goes on knows from where; or to none, at the end (the second that is returned)."""
+    packer = writer.Packer(options.maxcount, options.maxsize)
+    faults = Faults(options.on_error == "skip")
+    done: list[Written] = []
+    file: writer.ShardFile | None = None
+    try:
+        for key, fields in items:
+            nbytes = 0
+            if isinstance(fields, images.Failure):
+                faults.add(key, *fields)
+            else:
+                nbytes = writer.sample_nbytes(key, {n: _size(value) for n, value in fields.items()})
+                if file is not None and packer.is_full(nbytes):
+                    done.append(_commit(file, faults))
+                    file = None
+                if file is None:
+                    columns = lift if lift is not None else ("cls",) if "cls" in fields else ()
+                    path = target.pattern % (first + len(done))
+                    file = writer.ShardFile(path, lift=columns, part=True, mtime=False, sync=options.sync)
+                    packer.reset()
+                if put(file, key, fields, faults):
+                    packer.add(nbytes)
+            progress(1, nbytes)
+        if file is not None and file.nsamples:
+            done.append(_commit(file, faults))
+        return done, faults.skipped
+    finally:
+        if file is not None:
+            file.abort()
+
+
+def _commit(file: writer.ShardFile, faults: Faults) -> Written:
+    """Finish a shard, and take what was left out of it from the faults."""
+    skipped, faults.skipped = faults.skipped, []
+    file.metadata = left_out(skipped)
+    return Written(file.path, len(file.commit()), file.nbytes, skipped)
+
+
+def _size(value: writer.Value) -> int:
+    return value[1] if isinstance(value, tuple) else len(value)

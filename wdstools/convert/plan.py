@@ -1,0 +1,116 @@
+"""make_plan(): what a conversion would do, as one value. The source is listed, nothing is written."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from wdstools import writer
+from wdstools.columns import CORE, HIDDEN
+from wdstools.convert import description, destination, manifest, order, shards, tree
+from wdstools.convert.destination import ShardPlan, Target
+from wdstools.convert.options import Options, Skipped
+from wdstools.convert.sources import Entry, Faults, Listing, number_keys, sizes
+from wdstools.errors import DestinationError, SourceError
+
+
+@dataclass
+class Plan:
+    """A conversion, ready to run. `orders`: for each target, the numbers of its entries; `shards`: how they are packed,
+    None where the sizes are known only once they are computed."""
+
+    listing: Listing
+    targets: list[Target]
+    entries: list[Entry]
+    orders: list[list[int]]
+    shards: list[list[ShardPlan]] | None
+    lift: tuple[str, ...] | None
+    description: dict[str, Any]
+    skipped: list[Skipped] = field(default_factory=list)
+
+    @property
+    def total(self) -> int | None:
+        """Samples to write, None where a stream does not tell."""
+        return None if self.listing.stream is not None else len(self.entries)
+
+
+def list_source(source: str, options: Options, faults: Faults, paths: Iterable[str] = ()) -> Listing:
+    """List a SOURCE of any kind; `paths` are those on stdin, for `-`. Raises SourceError."""
+    if source == "-":
+        return tree.list_paths(paths, options, faults)
+    if source.endswith(".wdsindex") or shards.is_shards(source):
+        return shards.list_shards(source, options, faults)
+    if os.path.isdir(source):
+        return tree.list_tree(source, options, faults)
+    if not os.path.exists(source):
+        raise SourceError(f"{source}: no such file or folder")
+    return manifest.list_manifest(source, options, faults)
+
+
+def make_plan(source: str, dest: str, options: Options, paths: Iterable[str] = ()) -> Plan:
+    """Say what a conversion would do; nothing is written. Raises SourceError, DestinationError."""
+    faults = Faults(options.on_error == "skip")
+    listing = list_source(source, options, faults, paths)
+    _check_fields(options, listing)
+    found = destination.targets(dest, listing.name, options.splits)
+    _check_apart(listing, found)
+    entries = listing.entries
+    shuffle = listing.shuffle if options.shuffle is None else options.shuffle
+    if options.splits:
+        split = order.split(entries, options.splits, options.seed, options.by is not None)
+        orders = [split[target.split] for target in found]
+    else:
+        orders = [list(range(len(entries)))]
+    if shuffle:
+        orders = [order.shuffled(entries, numbers, options.seed) for numbers in orders]
+    lift = options.lift
+    if lift is None and listing.stream is None:
+        lift = ("cls",) if any("cls" in entry.parts[::3] for entry in entries) else ()
+    described = description.describe(listing, options, lift, shuffle)
+    if options.keys == "number":
+        entries = number_keys(entries)
+    packed = None
+    if options.resize is None and listing.stream is None:
+        packed = [destination.pack(entries, numbers, t, options) for t, numbers in zip(found, orders, strict=True)]
+    return Plan(listing, found, entries, orders, packed, lift, described, faults.skipped)
+
+
+def _check_fields(options: Options, listing: Listing) -> None:
+    if options.by is not None:
+        if not options.splits:
+            raise SourceError("--by says what --split keeps in proportion: give --split too")
+        if listing.kind in ("flat", "paths") or (listing.kind == "classes" and options.by != "cls"):
+            raise SourceError(f"--by {options.by}: the samples have no such field before they are read")
+    if listing.kind not in ("shards", "stream") and (options.rename or options.drop or options.keep):
+        raise SourceError("--rename, --drop and --keep are for existing shards")
+    if listing.kind != "manifest" and (options.files or options.inline or options.key_column):
+        raise SourceError("--files, --inline and --key-column are for manifests")
+    if listing.stream is not None and options.keys == "number":
+        raise SourceError("--keys number needs shards that can be read in any order")
+    if options.resize_fields and options.resize is None:
+        raise SourceError("--resize-fields says which images --resize makes smaller: give --resize too")
+    for name in options.lift or ():
+        if name in CORE or name in HIDDEN:
+            raise SourceError(f"--column {name}: every index has a column of that name")
+
+
+def _check_apart(listing: Listing, found: list[Target]) -> None:
+    folder = os.path.realpath(found[0].folder)
+    if listing.folder:
+        root = os.path.realpath(listing.folder)
+        if folder == root or folder.startswith(root.rstrip("/") + "/"):
+            raise DestinationError(f"{found[0].pattern}: lies inside of the source {listing.folder}: write elsewhere")
+    mine = set(listing.local_shards)
+    for target in found:
+        for _, path in target.existing():
+            if os.path.realpath(path) in mine:
+                raise DestinationError(f"{path}: is a shard of the source: write elsewhere, or under another name")
+
+
+def estimate(ready: Plan) -> int:
+    """Return the bytes of the tars that a plan would write; before images become smaller."""
+    if ready.shards is not None:
+        return sum(shard.nbytes for plans in ready.shards for shard in plans)
+    return sum(writer.sample_nbytes(entry.key, sizes(entry)) for entry in ready.entries)

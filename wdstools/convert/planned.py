@@ -1,0 +1,138 @@
+"""Shards whose contents are known beforehand: written several at a time, by threads, a shard each.
+
+The C writer moves the bytes without the GIL; what lies in a shard does not depend on who writes it, or when.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+
+from wdstools import writer
+from wdstools.convert import journal
+from wdstools.convert.destination import ShardPlan, Target
+from wdstools.convert.journal import Written
+from wdstools.convert.options import Options, Summary
+from wdstools.convert.plan import Plan
+from wdstools.convert.put import left_out, put
+from wdstools.convert.sources import Faults
+from wdstools.errors import DestinationError
+
+Progress = Callable[[int, int], object]
+"""Called with (samples, bytes of tar) as they are done."""
+
+POLL = 0.2  # seconds between two calls of Progress
+
+
+class _Stopped(Exception):
+    """Another shard has failed, or the user has had enough."""
+
+
+class _Counter:
+    """What the threads have done since the main thread last asked."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._samples = self._nbytes = 0
+
+    def add(self, samples: int, nbytes: int) -> None:
+        with self._lock:
+            self._samples += samples
+            self._nbytes += nbytes
+
+    def take(self) -> tuple[int, int]:
+        with self._lock:
+            found = self._samples, self._nbytes
+            self._samples = self._nbytes = 0
+            return found
+
+
+def write_planned(ready: Plan, options: Options, progress: Progress, summary: Summary) -> list[list[Written]]:
+    """Write the shards of a plan, several at a time; return them, by target."""
+    done: list[list[Written | None]] = [[None] * len(plans) for plans in ready.shards or []]
+    todo: list[tuple[int, int, ShardPlan]] = []
+    lenient = options.on_error == "skip"
+    for t, plans in enumerate(ready.shards or []):
+        for s, shard in enumerate(plans):
+            part = journal.load_part(shard.path, lenient)
+            if part is not None and part.nsamples + len(part.skipped) == shard.stop - shard.start:
+                done[t][s] = part
+                summary.skipped += part.skipped
+                summary.kept += 1
+                progress(shard.stop - shard.start, shard.nbytes)
+            else:
+                todo.append((t, s, shard))
+        _check_beyond(ready.targets[t], len(plans), options)
+    stop, counter, failures = threading.Event(), _Counter(), list[BaseException]()
+
+    def one(t: int, shard: ShardPlan) -> Written | None:
+        try:
+            return _write_shard(ready, ready.orders[t], shard, options, stop, counter)
+        except _Stopped:
+            return None
+        except BaseException as error:  # noqa: BLE001  raised below, where no frame holds it: that would be a circle
+            failures.append(error)
+            stop.set()
+            return None
+
+    workers = max(1, min(options.workers or os.cpu_count() or 1, len(todo)))
+    with ThreadPoolExecutor(workers, "wds-shard") as pool:
+        futures: dict[Future[Written | None], tuple[int, int]] = {}
+        try:
+            for t, s, shard in todo:
+                futures[pool.submit(one, t, shard)] = (t, s)
+            pending = set(futures)
+            while pending:
+                finished, pending = wait(pending, POLL)
+                progress(*counter.take())
+                for future in finished:
+                    if (written := future.result()) is not None:
+                        t, s = futures[future]
+                        done[t][s] = written
+                        summary.skipped += written.skipped
+        except BaseException:
+            stop.set()
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+    if failures:
+        raise failures.pop(0)
+    return [[written for written in found if written is not None] for found in done]
+
+
+def _check_beyond(target: Target, count: int, options: Options) -> None:
+    """Shards with numbers past the end, in the folder of a job that goes on, are not ours."""
+    for number, path in target.existing():
+        if number >= count or target.pattern % number != path:
+            if not options.overwrite:
+                raise DestinationError(f"{path}: this job did not write it. Remove it, or give --overwrite")
+            os.unlink(path)
+
+
+def _write_shard(
+    ready: Plan, numbers: list[int], shard: ShardPlan, options: Options, stop: threading.Event, counter: _Counter
+) -> Written:
+    faults = Faults(options.on_error == "skip")
+    entries, fields = ready.entries, ready.listing.fields
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(shard.path)  # of an earlier run: the part of the new shard must never stand beside the old one
+    file = writer.ShardFile(shard.path, lift=ready.lift or (), part=True, mtime=False, sync=options.sync)
+    try:
+        told, samples = 0, 0
+        for position in range(shard.start, shard.stop):
+            if stop.is_set():
+                raise _Stopped
+            entry = entries[numbers[position]]
+            put(file, entry.key, fields(entry), faults)
+            samples += 1
+            if samples == 32:
+                counter.add(samples, file.nbytes - told)
+                told, samples = file.nbytes, 0
+        file.metadata = left_out(faults.skipped)
+        nsamples = len(file.commit())
+        counter.add(samples, file.nbytes - told)
+        return Written(shard.path, nsamples, file.nbytes, faults.skipped)
+    finally:
+        file.abort()

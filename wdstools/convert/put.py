@@ -1,0 +1,66 @@
+"""One sample into an open shard, and the difference between a bad sample, a bad source and a bad disk."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+
+from wdstools import writer
+from wdstools.convert import journal
+from wdstools.convert.options import Skipped
+from wdstools.convert.sources import Faults, Fields
+from wdstools.errors import SourceError, WdsError
+
+_OURS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+"""What opening a file can fail with although nothing is wrong with the file."""
+
+
+def _reason(error: Exception) -> tuple[str, str]:
+    """A short reason, the same for all samples with the same fault, and the detail."""
+    if isinstance(error, OSError) and not isinstance(error, WdsError):
+        return (error.strerror or str(error)).lower(), ""
+    text = str(error)
+    for known in ("not a regular file", "changed while it was packed", "cut short while it was read"):
+        if known in text:
+            return known, text.partition(known)[2].lstrip(": ")
+    return text, ""
+
+
+def put(file: writer.ShardFile, key: str, fields: Fields, faults: Faults) -> bool:
+    """Write a sample; false where it was left out. Raises SourceError where it must not be, OSError for the disk."""
+    try:
+        file.write(key, fields)
+    except SourceError as error:
+        faults.add(key, _culprit(fields, error), *_reason(error))
+        return False
+    except OSError as error:
+        name = error.filename or _unreadable(fields)
+        if name is None or error.errno in _OURS:
+            raise
+        faults.add(key, os.fsdecode(name), *_reason(error))
+        return False
+    return True
+
+
+def _culprit(fields: Fields, error: Exception) -> str:
+    paths = [os.fspath(value[0]) for value in fields.values() if isinstance(value, tuple)]
+    return next((path for path in paths if path in str(error)), paths[0] if len(paths) == 1 else "sample")
+
+
+def _unreadable(fields: Fields) -> str | None:
+    """The file among the fields that cannot be read, if one cannot: the C core says only that some file failed."""
+    for value in fields.values():
+        if isinstance(value, tuple):
+            try:
+                with open(value[0], "rb") as file:
+                    while file.read(1 << 22):
+                        pass
+            except OSError:
+                return os.fspath(value[0])
+    return None
+
+
+def left_out(skipped: list[Skipped]) -> dict[str, str]:
+    """The metadata of a part: what was left out of its shard."""
+    return {journal.SKIPPED: json.dumps(skipped)} if skipped else {}
