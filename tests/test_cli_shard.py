@@ -337,7 +337,7 @@ def wait_for_shards(process: subprocess.Popen[bytes], out: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [["--workers", "2"], ["--workers", "2", "--resize", "24"]], ids=["copies", "images"]
+    "options", [["--workers", "2", "--sync"], ["--workers", "2", "--resize", "24"]], ids=["copies", "images"]
 )
 def test_ctrl_c(tmp_path: Path, options: list[str]) -> None:
     image_tree(tmp_path / "in", classes=4, each=150)
@@ -360,7 +360,7 @@ def test_ctrl_c(tmp_path: Path, options: list[str]) -> None:
 def test_two_at_once(tmp_path: Path) -> None:
     image_tree(tmp_path / "in", classes=4, each=150)
     out = tmp_path / "out"
-    first = start(tmp_path / "in", out, "--maxcount", "2", "--workers", "1")
+    first = start(tmp_path / "in", out, "--maxcount", "3", "--workers", "1", "--sync")
     wait_for_shards(first, out)
     os.kill(first.pid, signal.SIGSTOP)
     try:
