@@ -238,7 +238,6 @@ def test_empty_check(shards: list[str], installed: None) -> None:
         list(wds.WebDataset(empty, shardshuffle=False))
 
 
-@pytest.mark.may_skip("torch is an extra of its own")
 @pytest.mark.parametrize("loader", ["torch", "wds"])
 def test_workers(loader: str, shards: list[str]) -> None:
     """Two workers with a shard in turn each; nodesplitter and workersplitter see what they saw."""

@@ -95,7 +95,6 @@ def test_pickles_only_on_request() -> None:
         encode(lambda: 0, "pyd", allow_pickle=True)
 
 
-@pytest.mark.may_skip("torch is an extra of its own")
 def test_pth() -> None:
     torch = pytest.importorskip("torch")
     got = torch.load(io.BytesIO(encode(torch.arange(3), "pth", allow_pickle=True)))
