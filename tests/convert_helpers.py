@@ -15,10 +15,11 @@ from typing import Any
 
 from PIL import Image
 
+from wdstools.convert.entries import Entry
 from wdstools.convert.local import convert
 from wdstools.convert.options import Options, Summary
 from wdstools.convert.plan import list_source
-from wdstools.convert.sources import Entry, Faults, Listing
+from wdstools.convert.sources import Faults, Listing
 
 COMMAND = [sys.executable, "-c", "from wdstools.cli.shard import main; main()"]
 Samples = dict[str, dict[str, bytes]]

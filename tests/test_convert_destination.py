@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,8 @@ import wdstools
 from wdstools import urls
 from wdstools.convert import destination
 from wdstools.convert.destination import Target, pack, targets
+from wdstools.convert.entries import Entries, Entry
 from wdstools.convert.options import Options
-from wdstools.convert.sources import Entry
 from wdstools.errors import DestinationError
 from wdstools.writer import sample_nbytes
 
@@ -117,9 +118,9 @@ ENTRIES = st.lists(
 
 @given(ENTRIES, st.integers(1, 9), st.integers(1, 30_000), st.randoms())
 def test_packing(entries: list[Entry], maxcount: int, maxsize: int, random: object) -> None:
-    order = list(range(len(entries)))
+    order = array("q", range(len(entries)))
     random.shuffle(order)  # type: ignore[attr-defined]
-    plans = pack(entries, order, Target("", "t-%d.tar"), Options(maxcount=maxcount, maxsize=maxsize))
+    plans = pack(Entries(entries), order, Target("", "t-%d.tar"), Options(maxcount=maxcount, maxsize=maxsize))
     assert [p.path for p in plans] == [f"t-{i}.tar" for i in range(len(plans))]
     assert [i for p in plans for i in range(p.start, p.stop)] == list(range(len(order)))  # every sample, once
     sizes = [sample_nbytes(e.key, dict(zip(e.parts[::3], e.parts[2::3], strict=True))) for e in entries]

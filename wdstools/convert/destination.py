@@ -9,8 +9,9 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from wdstools import tar, urls, writer
+from wdstools.convert.entries import Entries
 from wdstools.convert.options import Options
-from wdstools.convert.sources import Entry
+from wdstools.convert.order import Numbers
 from wdstools.errors import DestinationError
 
 _NUMBER = re.compile(r"%[0-9]*d")
@@ -101,7 +102,7 @@ class ShardPlan(NamedTuple):
     nbytes: int
 
 
-def pack(entries: Sequence[Entry], order: Sequence[int], target: Target, options: Options) -> list[ShardPlan]:
+def pack(entries: Entries, order: Numbers, target: Target, options: Options) -> list[ShardPlan]:
     """Say which samples go into which shard."""
     packer = writer.Packer(options.maxcount, options.maxsize)
     plans: list[ShardPlan] = []

@@ -18,6 +18,7 @@ from wdstools.convert import images, journal
 from wdstools.convert.destination import Target
 from wdstools.convert.journal import Written
 from wdstools.convert.options import Options, Skipped, Summary
+from wdstools.convert.order import Numbers
 from wdstools.convert.plan import Plan
 from wdstools.convert.planned import Progress
 from wdstools.convert.put import left_out, put
@@ -61,7 +62,7 @@ def _covered(kept: list[Written]) -> int:
     return sum(part.nsamples + len(part.skipped) for part in kept)
 
 
-def _samples(ready: Plan, numbers: list[int], kept: list[Written]) -> Iterator[Sample]:
+def _samples(ready: Plan, numbers: Numbers, kept: list[Written]) -> Iterator[Sample]:
     """The samples of a target that the finished shards do not cover."""
     listing = ready.listing
     start = _covered(kept)

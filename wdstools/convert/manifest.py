@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from wdstools import encode
+from wdstools.convert.entries import Entry
 from wdstools.convert.options import Options
-from wdstools.convert.sources import Entry, Faults, Listing, finish, relative_key, split_file, why_no_field
+from wdstools.convert.sources import Faults, Listing, finish, relative_key, split_file, why_no_field
 from wdstools.errors import EncodeError, SourceError
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")

@@ -4,11 +4,18 @@ order of a listing, on the platform or on the version of Python."""
 from __future__ import annotations
 
 import hashlib
+import itertools
+from array import array
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
-from wdstools.convert.sources import Entry
+import numpy as np
+
+from wdstools.convert.entries import Entries
 from wdstools.errors import SourceError
+
+Numbers: TypeAlias = "range | array[int]"
+"""Of entries, in some order."""
 
 _SHUFFLE, _SPLIT = b"wds-shuffle", b"wds-split"
 
@@ -25,60 +32,65 @@ def hasher(seed: int, purpose: bytes) -> Callable[[str], bytes]:
     return digest
 
 
-def shuffled(entries: Sequence[Entry], numbers: list[int], seed: int) -> list[int]:
-    """Return the numbers of entries, sorted by key, in the order of the hashes of their keys."""
-    digest = hasher(seed, _SHUFFLE)
-    return sorted(numbers, key=lambda i: digest(entries[i].key))
+def shuffled(entries: Entries, numbers: Numbers, seed: int) -> Numbers:
+    """Return the numbers of entries, ascending, in the order of the hashes of their keys."""
+    hashes = _hashes(entries, numbers, hasher(seed, _SHUFFLE))
+    return _at(numbers, np.argsort(hashes, kind="stable"))
 
 
-def split(
-    entries: Sequence[Entry], splits: Sequence[tuple[str, float]], seed: int, stratify: bool
-) -> dict[str, list[int]]:
+def _hashes(entries: Entries, numbers: Numbers, digest: Callable[[str], bytes]) -> np.ndarray[Any, np.dtype[np.uint64]]:
+    """The hashes of the keys of some entries."""
+    found = entries if isinstance(numbers, range) else map(entries.__getitem__, numbers)
+    hashes = bytearray()
+    for entry in found:
+        hashes += digest(entry.key)
+    return np.frombuffer(hashes, ">u8").astype(np.uint64)
+
+
+def _at(numbers: Numbers, places: np.ndarray[Any, Any]) -> array[int]:
+    """The numbers at these places, 8 bytes each."""
+    return array("q", np.asarray(numbers, np.int64)[places].tobytes())
+
+
+def split(entries: Entries, splits: Sequence[tuple[str, float]], seed: int, stratify: bool) -> dict[str, array[int]]:
     """Return the numbers of the entries in each split, ascending.
 
     By the hash of the key: fractions hold on average, and a sample stays in its split whatever else comes or goes.
     With `stratify` they hold exactly for every group (to the sample; what is left of one group is made up by the next).
     Raises SourceError where a split would be empty.
     """
-    digest = hasher(seed, _SPLIT)
-    found: dict[str, list[int]] = {name: [] for name, _ in splits}
+    hashes = _hashes(entries, range(len(entries)), hasher(seed, _SPLIT))
     if stratify:
-        _by_group(entries, splits, digest, found)
+        chosen = _by_group(entries, splits, hashes)
     else:
-        limits, total = [], 0.0
-        for name, fraction in splits:
-            total += fraction
-            limits.append((int(total * 2.0**64), found[name]))
-        last = limits[-1][1]
-        for i, entry in enumerate(entries):
-            value = int.from_bytes(digest(entry.key), "big")
-            next((into for limit, into in limits if value < limit), last).append(i)
-    for name, numbers in found.items():
-        if not numbers:
+        limits = [int(min(total, 1.0) * 2.0**64) for total in itertools.accumulate(part for _, part in splits)]
+        tops = np.array([min(limit, (1 << 64) - 1) for limit in limits[:-1]], np.uint64)
+        chosen = np.searchsorted(tops, hashes, side="right")  # what the last one's fraction leaves is its own, too
+    found = {}
+    for i, (name, _) in enumerate(splits):
+        found[name] = _at(range(len(entries)), np.flatnonzero(chosen == i))
+        if not found[name]:
             raise SourceError(f"split {name!r} would get none of {len(entries)} samples: give it more, or use --by")
-        numbers.sort()
     return found
 
 
 def _by_group(
-    entries: Sequence[Entry],
-    splits: Sequence[tuple[str, float]],
-    digest: Callable[[str], bytes],
-    found: dict[str, list[int]],
-) -> None:
-    groups: dict[Any, list[int]] = {}
+    entries: Entries, splits: Sequence[tuple[str, float]], hashes: np.ndarray[Any, np.dtype[np.uint64]]
+) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """The number of the split of each entry."""
+    groups: dict[Any, array[int]] = {}
     for i, entry in enumerate(entries):
-        groups.setdefault(entry.group, []).append(i)
+        groups.setdefault(entry.group, array("q")).append(i)
+    chosen = np.zeros(len(entries), np.int64)
     owed = [0.0] * len(splits)
     for group in sorted(groups, key=lambda value: (str(type(value)), value)):
-        numbers = sorted(groups[group], key=lambda i: digest(entries[i].key))
+        numbers = np.asarray(groups[group])
+        numbers = numbers[np.argsort(hashes[numbers], kind="stable")]
         wanted = [o + fraction * len(numbers) for o, (_, fraction) in zip(owed, splits, strict=True)]
         counts = _round(wanted, len(numbers))
         owed = [w - c for w, c in zip(wanted, counts, strict=True)]
-        at = 0
-        for (name, _), count in zip(splits, counts, strict=True):
-            found[name] += numbers[at : at + count]
-            at += count
+        chosen[numbers] = np.repeat(np.arange(len(splits)), counts)
+    return chosen
 
 
 def _round(wanted: list[float], total: int) -> list[int]:

@@ -11,8 +11,10 @@ from wdstools import writer
 from wdstools.columns import CORE, HIDDEN
 from wdstools.convert import description, destination, manifest, order, shards, tree
 from wdstools.convert.destination import ShardPlan, Target
+from wdstools.convert.entries import Entries, sizes
 from wdstools.convert.options import Options, Skipped
-from wdstools.convert.sources import Entry, Faults, Listing, number_keys, sizes
+from wdstools.convert.order import Numbers
+from wdstools.convert.sources import Faults, Listing, number_keys
 from wdstools.errors import DestinationError, SourceError
 
 
@@ -23,8 +25,8 @@ class Plan:
 
     listing: Listing
     targets: list[Target]
-    entries: list[Entry]
-    orders: list[list[int]]
+    entries: Entries
+    orders: list[Numbers]
     shards: list[list[ShardPlan]] | None
     lift: tuple[str, ...] | None
     description: dict[str, Any]
@@ -60,9 +62,9 @@ def make_plan(source: str, dest: str, options: Options, paths: Iterable[str] = (
     shuffle = listing.shuffle if options.shuffle is None else options.shuffle
     if options.splits:
         split = order.split(entries, options.splits, options.seed, options.by is not None)
-        orders = [split[target.split] for target in found]
+        orders: list[Numbers] = [split[target.split] for target in found]
     else:
-        orders = [list(range(len(entries)))]
+        orders = [range(len(entries))]
     if shuffle:
         orders = [order.shuffled(entries, numbers, options.seed) for numbers in orders]
     lift = options.lift

@@ -16,6 +16,7 @@ from wdstools.convert import journal
 from wdstools.convert.destination import ShardPlan, Target
 from wdstools.convert.journal import Written
 from wdstools.convert.options import Options, Summary
+from wdstools.convert.order import Numbers
 from wdstools.convert.plan import Plan
 from wdstools.convert.put import left_out, put
 from wdstools.convert.sources import Faults
@@ -112,7 +113,7 @@ def _check_beyond(target: Target, count: int, options: Options) -> None:
 
 
 def _write_shard(
-    ready: Plan, numbers: list[int], shard: ShardPlan, options: Options, stop: threading.Event, counter: _Counter
+    ready: Plan, numbers: Numbers, shard: ShardPlan, options: Options, stop: threading.Event, counter: _Counter
 ) -> Written:
     faults = Faults(options.on_error == "skip")
     entries, fields = ready.entries, ready.listing.fields

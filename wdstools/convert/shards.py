@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from wdstools import urls
+from wdstools.convert.entries import Entry
 from wdstools.convert.options import Options
-from wdstools.convert.sources import Entry, Faults, Fields, Listing, check_field, finish
+from wdstools.convert.sources import Faults, Fields, Listing, check_field, finish
 from wdstools.errors import NotFoundError, SourceError
 
 _BESIDE = (".tar", ".wdsindex", ".json", ".jsonl", ".idx", ".sqlite", ".txt", ".md")

@@ -1,9 +1,4 @@
-"""What a SOURCE is made of: entries, one a sample, known by name and size before anything is read.
-
-An Entry is kept small, because there are millions: a key, the value that `--by` goes by, and the fields one after
-the other in one tuple: (name, where, nbytes, name, where, nbytes, ...). `where` is a path relative to the root of
-the source, the bytes themselves, or the row of a sample in an index.
-"""
+"""What a SOURCE is made of, and the names in it that can be keys and fields."""
 
 from __future__ import annotations
 
@@ -12,28 +7,14 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
 
 from wdstools import samples, writer
+from wdstools.convert.entries import Entries, Entry
 from wdstools.convert.options import Options, Skipped
 from wdstools.errors import SourceError
 
 Fields = dict[str, writer.Value]
 _INNER = re.compile(r"[a-z_][^\s.]*", re.IGNORECASE)  # a part of a.seg.png that is no part of the name
-
-
-class Entry(NamedTuple):
-    """A sample to be."""
-
-    key: str
-    group: Any
-    parts: tuple[Any, ...]
-
-
-def sizes(entry: Entry) -> dict[str, int]:
-    """Return the bytes of every field."""
-    parts = entry.parts
-    return dict(zip(parts[::3], parts[2::3], strict=True))
 
 
 @dataclass
@@ -62,7 +43,7 @@ class Listing:
 
     kind: str
     root: str = ""
-    entries: list[Entry] = field(default_factory=list)
+    entries: Entries = field(default_factory=Entries)
     classes: dict[str, int] | None = None
     shuffle: bool = False
     name: str = ""
@@ -163,13 +144,12 @@ def relative_key(path: str, root: str) -> str:
 
 def finish(listing: Listing, options: Options, faults: Faults, what: str) -> Listing:
     """Sort the entries, check and number their keys. Raises SourceError where nothing is left."""
-    entries = listing.entries
-    entries.sort(key=lambda entry: entry.key)
+    entries = listing.entries.sorted()
     numbered = options.keys == "number"
-    good: list[Entry] = []
+    bad: set[int] = set()
     known: dict[str, tuple[str, str] | None] = {}
     previous = None
-    for entry in entries:
+    for i, entry in enumerate(entries):
         key = entry.key
         wrong = None if numbered else check_key(key)
         if key == previous and not numbered:
@@ -180,12 +160,12 @@ def finish(listing: Listing, options: Options, faults: Faults, what: str) -> Lis
             wrong = wrong or known[name]
         if wrong:
             faults.add(key, _file_of(listing, entry), *wrong)
+            bad.add(i)
             continue
         previous = key
-        good.append(entry)
-    if not good:
+    if len(bad) == len(entries):
         raise SourceError(f"{what}: {'no sample is left' if faults.skipped else 'no files to make samples of'}")
-    listing.entries = good
+    listing.entries = Entries(entry for i, entry in enumerate(entries) if i not in bad) if bad else entries
     return listing
 
 
@@ -194,7 +174,7 @@ def _file_of(listing: Listing, entry: Entry) -> str:
     return f"sample {entry.key}" if where is None else os.path.join(listing.root, where)
 
 
-def number_keys(entries: list[Entry]) -> list[Entry]:
+def number_keys(entries: Entries) -> Entries:
     """Return the entries with their positions, zero-padded, for keys."""
     width = max(6, len(str(len(entries) - 1)))
-    return [Entry(f"{i:0{width}d}", group, parts) for i, (_, group, parts) in enumerate(entries)]
+    return Entries(Entry(f"{i:0{width}d}", group, parts) for i, (_, group, parts) in enumerate(entries))

@@ -6,8 +6,9 @@ import os
 import stat
 from collections.abc import Iterable, Iterator
 
+from wdstools.convert.entries import Entries, Entry
 from wdstools.convert.options import Options
-from wdstools.convert.sources import Entry, Faults, Listing, finish, relative_key, split_file, why_no_field
+from wdstools.convert.sources import Faults, Listing, finish, relative_key, split_file, why_no_field
 from wdstools.errors import SourceError
 
 CIRCLE = "a link to a folder above it"
@@ -28,7 +29,7 @@ def list_tree(root: str, options: Options, faults: Faults) -> Listing:
         layout = "classes" if dirs else "flat"
     walker = _Walker(folder, options, faults)
     if layout == "flat":
-        listing = Listing("flat", folder, walker.walk("", None))
+        listing = Listing("flat", folder, Entries(walker.walk("", None)))
     else:
         if not dirs:
             raise SourceError(f"{root}: has no class folders: say --layout flat for files without classes")
@@ -48,9 +49,11 @@ def _top(folder: str) -> tuple[list[str], list[str]]:
     return sorted(dirs), sorted(files)
 
 
-def _classes(folder: str, dirs: list[str], walker: _Walker, faults: Faults) -> list[Entry]:
-    entries: list[Entry] = []
-    for number, name in enumerate(dirs):
+def _classes(folder: str, dirs: list[str], walker: _Walker, faults: Faults) -> Entries:
+    """The samples of all classes, by key: a folder at a time, in the order of their keys, which go on with a slash."""
+    entries = Entries()
+    for number in sorted(range(len(dirs)), key=lambda number: dirs[number] + "/"):
+        name = dirs[number]
         before = len(faults.skipped)
         if os.path.realpath(folder + name) == os.path.realpath(folder):
             faults.add(name, folder + name, CIRCLE)
@@ -58,7 +61,7 @@ def _classes(folder: str, dirs: list[str], walker: _Walker, faults: Faults) -> l
         found = walker.walk(name + "/", number)
         if not found and len(faults.skipped) == before:
             faults.add(name, folder + name, "empty class folder", "remove it, or leave it out with --on-error skip")
-        entries += found
+        entries.extend(sorted(found, key=lambda entry: entry.key))
     return entries
 
 
