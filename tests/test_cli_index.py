@@ -248,6 +248,7 @@ def test_get_a_field(call: Call, indexed: Path) -> None:
     assert call("get", "out/t-000002.tar", "p2/1", "cls").out == b"5"
     assert call("get", "out", "--number", "3", "cls").out == b"3"
     assert call("get", "out", "--key", "p0/0", "txt").out == b"text"
+    assert call("get", "out", "--key", "p0/0", "TXT").out == b"text", "fields are in lower case"
 
 
 def test_get_a_field_of_any_bytes(call: Call, folder: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from wdstools import _core, urls
 from wdstools.columns import CORE, HIDDEN, Lift, lift_column, make_fields, one_chunk, text_array
 from wdstools.errors import IndexFileError, NotFoundError, ShardError, StaleIndexError, UrlError, WdsError
 from wdstools.index import Index, Shards, canonical
-from wdstools.merge import Metadata, merge, merge_files
+from wdstools.merge import Metadata, Spool, merge
 from wdstools.storage import Source, open_local, open_source
 
 CHECK_ROWS = 1 << 14
@@ -73,16 +72,11 @@ def refresh(
     Raises ShardError for the first broken shard, NotFoundError, StoreError; IndexFileError for a previous index that
     is not sound, a column that has the name of one of the index's own, and a shard that is given twice.
     """
-    folder = os.path.dirname(os.path.abspath(path))
-    with tempfile.TemporaryDirectory(prefix=".wds-index-", dir=folder) as parts:
-
-        def put(number: int, part: Index) -> None:
-            part.save(f"{parts}/{number}", sync=False)
-
-        reused, same = _index_each(shards, put, _checked(lift), workers, previous, progress)
+    with Spool(path) as spool:
+        reused, same = _index_each(shards, spool.put, _checked(lift), workers, previous, progress)
         if previous is not None and same:
             return Built(previous, reused, False)
-        merge_files([f"{parts}/{number}" for number in range(len(shards))], path, metadata, trusted=True)
+        spool.merge(metadata)
     return Built(Index.load(path), reused, True)
 
 

@@ -162,16 +162,36 @@ class Index:
         """Map an index file. Raises NotFoundError, IndexFileError."""
         path = os.path.abspath(path)
         try:
-            with pa.memory_map(path) as mapped, pa.ipc.open_file(mapped) as reader:
-                table = reader.read_all()
+            with pa.memory_map(path) as mapped:
+                return cls._read(mapped, path, os.path.dirname(path))
         except FileNotFoundError as error:
             raise NotFoundError(f"{path}: no such index") from error
-        except (pa.ArrowException, OSError, ValueError) as error:
+        except OSError as error:  # a folder, say
             raise IndexFileError(f"{path}: not an index: {soundness.line(error)}") from error
+
+    @classmethod
+    def loads(cls, data: bytes, folder: str) -> Index:
+        """Return the index that dumps(folder) gave. Raises IndexFileError."""
+        return cls._read(pa.BufferReader(data), None, folder)
+
+    @classmethod
+    def _read(cls, file: pa.NativeFile, path: str | None, folder: str) -> Index:
+        name = path or "index in memory"
         try:
-            return cls(table, _shards(table, os.path.dirname(path)), path, _metadata(table))
+            with pa.ipc.open_file(file) as reader:
+                table = reader.read_all()
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise IndexFileError(f"{name}: not an index: {soundness.line(error)}") from error
+        try:
+            return cls(table, _shards(table, folder), path, _metadata(table))
         except (pa.ArrowException, ValueError, LookupError, TypeError, RecursionError) as error:
-            raise IndexFileError(f"{path}: not an index of version {VERSION}: {soundness.line(error)}") from error
+            raise IndexFileError(f"{name}: not an index of version {VERSION}: {soundness.line(error)}") from error
+
+    def dumps(self, folder: str) -> pa.Buffer:
+        """Return what save() would write into a file in `folder`."""
+        sink = pa.BufferOutputStream()
+        _put(sink, self.table.schema, self.table.to_batches(BATCH_ROWS), self.shards, self.metadata, folder)
+        return sink.getvalue()
 
     def save(self, path: str | os.PathLike[str], *, sync: bool = True) -> None:
         """Write the index; see write()."""
@@ -333,13 +353,10 @@ def write(
     """
     path = os.path.abspath(path)
     folder, name = os.path.split(path)
-    said = {**metadata, "wds.version": VERSION, "wds.shards": shards.to_json(folder)}
     temporary = os.path.join(folder, f".{name}.tmp")
     try:
         with open(temporary, "wb") as file:
-            with pa.ipc.new_file(file, schema.with_metadata(said)) as writer:
-                for batch in batches:
-                    writer.write_batch(batch)
+            _put(file, schema, batches, shards, metadata, folder)
             file.flush()
             if sync:
                 os.fsync(file.fileno())
@@ -348,6 +365,20 @@ def write(
         if os.path.exists(temporary):
             os.unlink(temporary)
         raise
+
+
+def _put(
+    sink: Any,
+    schema: pa.Schema,
+    batches: Iterable[pa.RecordBatch],
+    shards: Shards,
+    metadata: Mapping[str, str],
+    folder: str,
+) -> None:
+    said = {**metadata, "wds.version": VERSION, "wds.shards": shards.to_json(folder)}
+    with pa.ipc.new_file(sink, schema.with_metadata(said)) as writer:
+        for batch in batches:
+            writer.write_batch(batch)
 
 
 def _metadata(table: pa.Table) -> dict[str, str]:

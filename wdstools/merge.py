@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import os
 import tempfile
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
@@ -34,45 +35,90 @@ def merge(indexes: Sequence[Index]) -> Index:
     """
     if len(indexes) == 1:
         return indexes[0]
-    with tempfile.TemporaryDirectory() as spill:
-        parts = _Parts(indexes.__getitem__, len(indexes), spill)
-        table = pa.Table.from_batches(list(parts.batches()), parts.schema)
-    return Index(table, parts.shards)
+    parts = _Parts(indexes.__getitem__, len(indexes), tempfile.gettempdir())
+    return Index(pa.Table.from_batches(list(parts.batches()), parts.schema), parts.shards)
 
 
-def merge_files(
-    paths: Sequence[str],
-    path: str,
-    metadata: Metadata | None = None,
-    *,
-    trusted: bool = False,
-) -> None:
+def merge_files(paths: Sequence[str], path: str, metadata: Metadata | None = None) -> None:
     """Put index files together, in order, into another, which appears whole or not at all. Raises as merge() does, and
     NotFoundError.
 
-    `metadata`: what the file shall say of itself, or a function of the shard table that tells; `trusted`: the files are
-    our own, just written.
+    `metadata`: what the file shall say of itself, or a function of the shard table that tells.
     """
-    with tempfile.TemporaryDirectory(prefix=".wds-merge-", dir=os.path.dirname(os.path.abspath(path))) as spill:
-        parts = _Parts(lambda number: Index.load(paths[number]), len(paths), spill, trusted)
-        told = metadata(parts.shards) if callable(metadata) else metadata or {}
-        write(path, parts.schema, parts.batches(), parts.shards, told)
+    _merge_into(path, lambda number: Index.load(paths[number]), len(paths), metadata)
+
+
+def _merge_into(path: str, load: Callable[[int], Index], count: int, metadata: Metadata | None) -> None:
+    parts = _Parts(load, count, os.path.dirname(os.path.abspath(path)))
+    told = metadata(parts.shards) if callable(metadata) else metadata or {}
+    write(path, parts.schema, parts.batches(), parts.shards, told)
+
+
+class Spool:
+    """Indexes put away, from any thread, until they are merged into the file `path`: in a temporary file beside it that
+    has no name, so that nothing is left of it whatever happens. A context."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._folder = os.path.dirname(os.path.abspath(path))
+        self._file = tempfile.TemporaryFile(dir=self._folder)
+        self._lock = threading.Lock()
+        self._end = 0
+        self._places: dict[int, tuple[int, int]] = {}
+
+    def put(self, number: int, index: Index) -> None:
+        """Put part `number` away."""
+        data = index.dumps(self._folder)
+        with self._lock:
+            start, self._end = self._end, self._end + data.size
+            self._places[number] = start, data.size
+        _pwrite(self._file.fileno(), memoryview(data), start)
+
+    def load(self, number: int) -> Index:
+        """Return part `number`. Raises KeyError where it was not put."""
+        start, nbytes = self._places[number]
+        return Index.loads(_pread(self._file.fileno(), nbytes, start), self._folder)
+
+    def merge(self, metadata: Metadata | None = None) -> None:
+        """Merge the parts, in the order of their numbers; see merge_files()."""
+        _merge_into(self._path, self.load, len(self._places), metadata)
+
+    def __enter__(self) -> Spool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+
+def _pread(fd: int, nbytes: int, start: int) -> bytes:
+    """One call reads 2 GiB at most."""
+    pieces = []
+    while nbytes and (piece := os.pread(fd, nbytes, start)):
+        pieces.append(piece)
+        nbytes, start = nbytes - len(piece), start + len(piece)
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+def _pwrite(fd: int, data: memoryview, start: int) -> None:
+    while data:
+        written = os.pwrite(fd, data, start)
+        data, start = data[written:], start + written
 
 
 class _Parts:
     """The parts of a merge, after the first pass. `load(i)` gives part i, twice."""
 
-    def __init__(self, load: Callable[[int], Index], count: int, spill: str, trusted: bool = False) -> None:
+    def __init__(self, load: Callable[[int], Index], count: int, folder: str) -> None:
         self._load, self._count = load, count
         self.shards = Shards()
         self._names: dict[str, int] = {}
-        self._hashes = _Buckets(spill)
+        self._hashes = _Buckets(folder)
         lifted: list[pa.Schema] = []
         kinds = {pa.utf8()}
         rows = 0
         for number in range(count):
             part = load(number)
-            if part.path and not trusted:
+            if part.path:
                 part.validate()
             table = part.table
             self.shards.extend(part.shards)
@@ -169,13 +215,15 @@ def _regrouped(tables: Iterator[pa.Table], size: int) -> Iterator[pa.Table]:
 
 
 class _Buckets:
-    """Pairs of hash and row, to be sorted by both: in memory while they are few, else in a file for each bucket."""
+    """Pairs of hash and row, to be sorted by both: in memory while they are few, else in a temporary file, in runs that
+    are sorted by bucket."""
 
     def __init__(self, folder: str) -> None:
         self._folder = folder
         self._held: list[Array] = []
         self._rows = 0
-        self._spilled = False
+        self._file: IO[bytes] | None = None
+        self._runs: list[Array] = []  # of each: where its buckets begin in the file, and where the last one ends
 
     def add(self, hashes: Array, rows: Array, before: int) -> None:
         """Add the pairs of a part whose rows begin at `before`."""
@@ -186,31 +234,30 @@ class _Buckets:
         if self._rows > SPILL_ROWS:
             self._spill()
 
-    def _path(self, bucket: int) -> str:
-        return os.path.join(self._folder, f"{bucket:03d}")
-
     def _spill(self) -> None:
+        if self._file is None:
+            self._file = tempfile.TemporaryFile(dir=self._folder)
         pairs = concat(self._held, _PAIR)
-        self._held, self._rows, self._spilled = [], 0, True
+        self._held, self._rows = [], 0
         numbers = (pairs["hash"] >> np.uint64(56)).astype(np.int64)
-        order = np.argsort(numbers, kind="stable")
-        ends = np.cumsum(np.bincount(numbers, minlength=BUCKETS))
-        pairs = pairs[order]
-        for bucket, end in enumerate(ends.tolist()):
-            begin = int(ends[bucket - 1]) if bucket else 0
-            if end > begin:
-                with open(self._path(bucket), "ab") as file:
-                    file.write(pairs[begin:end].tobytes())
+        start = int(self._runs[-1][-1]) if self._runs else 0
+        counts = np.bincount(numbers, minlength=BUCKETS)
+        self._runs.append(start + np.concatenate(([0], np.cumsum(counts))) * _PAIR.itemsize)
+        ordered = pairs[np.argsort(numbers, kind="stable")]
+        _pwrite(self._file.fileno(), memoryview(ordered.tobytes()), start)
 
     def sorted(self) -> Iterator[Array]:
-        """Yield all pairs in order, bucket by bucket."""
-        if not self._spilled:
+        """Yield all pairs in order, bucket by bucket. They can be had once."""
+        if self._file is None:
             yield _in_order(concat(self._held, _PAIR))
             return
         self._spill()
-        for bucket in range(BUCKETS):
-            if os.path.exists(self._path(bucket)):
-                yield _in_order(np.fromfile(self._path(bucket), _PAIR))
+        with self._file as file:
+            for bucket in range(BUCKETS):
+                pieces = [
+                    os.pread(file.fileno(), int(run[bucket + 1] - run[bucket]), int(run[bucket])) for run in self._runs
+                ]
+                yield _in_order(np.frombuffer(b"".join(pieces), _PAIR))
 
 
 def _in_order(pairs: Array) -> Array:

@@ -249,7 +249,7 @@ class ShardWriter:
         done, self._done = self._done, []
         if done and self._index_path is not None:
             path = self._index_path or urls.index_name([urls.escape(path) for path in done])
-            merge_files([part_name(path) for path in done], path, trusted=True)
+            merge_files([part_name(path) for path in done], path)
             _remove_parts(done)
 
     def __enter__(self) -> ShardWriter:

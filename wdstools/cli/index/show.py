@@ -120,6 +120,7 @@ def get(target: str, which: str, field: str | None, output: str, what: str | Non
     if field is None:
         emit(extract(sample, output, overwrite=overwrite))
         return
+    field = field.lower()  # as all fields are
     if field not in sample or field in NOT_FIELDS:
         there = ", ".join(name for name in sample if name not in NOT_FIELDS)
         raise KeyMissingError(f"sample {sample['__key__']!r} has no field {field!r}; it has {there}")
