@@ -140,9 +140,8 @@ def demo(folder: Path, count: int) -> None:
     dataset = wdstools.open(shards)
     picks = [random.Random(0).randrange(count) for _ in range(2000)]
     spent = statistics.median(seconds(lambda: read_all(dataset[i] for i in picks)) for _ in range(ROUNDS))
-    print(
-        f"  {'random access, dataset[i], every byte touched':<46} {len(picks) / spent:>12,.0f} {'none':>12} {'':>8}     samples/s"
-    )
+    work = "random access, dataset[i], every byte touched"
+    print(f"  {work:<46} {len(picks) / spent:>12,.0f} {'none':>12} {'':>8}     samples/s")
     sample = dataset["class03/img000003"]
     original = (tree / "class03" / "img000003.jpg").read_bytes()
     if sample["jpg"] != original or sample["cls"] != b"3":

@@ -9,7 +9,6 @@ import io
 import lzma
 import os
 import random
-import re
 import socket
 import subprocess
 import sys
@@ -29,15 +28,18 @@ import wdstools
 from wdstools import storage
 from wdstools.compression import Decompressed
 from wdstools.errors import (
+    AccessError,
     NotFoundError,
     PipeError,
     ShardError,
     StoreError,
     TruncatedError,
+    UnreachableError,
     UrlError,
     WdsError,
 )
 from wdstools.storage import Source, open_local, open_object, open_source
+from wdstools.store import Retries, Stores
 
 TAR = make_tar([(f"{i:03d}.{ext}", random.Random(i).randbytes(300 * i)) for i in range(8) for ext in ("cls", "jpg")])
 # the frames of which a shard in several parts is made, as `cat a.gz b.gz` or pigz or pzstd make them
@@ -105,12 +107,12 @@ def test_files_that_are_not_there(tmp_path: Path) -> None:
             open_source(url)
 
 
-@pytest.mark.parametrize("url", ["s3://bucket/a.tar", "gs://b/a", "az://b/a", "ftp://h/a", "nonsense://x"])
-def test_unknown_schemes(url: str) -> None:
-    with pytest.raises(UrlError, match=url.partition(":")[0]):
-        open_source(url)
-    with pytest.raises(UrlError, match="random access needs a local file"):
-        open_local(url)
+def test_unknown_schemes() -> None:
+    with pytest.raises(UrlError, match="nonsense"):
+        open_source("nonsense://x")
+    for url in ("nonsense://x", "s3://bucket/a.tar", "http://127.0.0.1/a.tar"):
+        with pytest.raises(UrlError, match="random access needs a local file"):
+            open_local(url)
 
 
 def test_a_fifo(tmp_path: Path) -> None:
@@ -425,27 +427,25 @@ def test_http_without_a_length(server: str, path: str) -> None:
 
 
 BROKEN_HTTP = {
-    "404": (NotFoundError, "HTTP 404"),
-    "410": (NotFoundError, "HTTP 410"),
-    "500": (StoreError, "HTTP 500"),
-    "403": (StoreError, "HTTP 403"),
-    "to/404": (NotFoundError, "HTTP 404"),
-    "cut": (StoreError, "closed .* bytes before the end"),
-    "one-short": (StoreError, "closed 1 bytes before the end"),
-    "chunked-cut": (StoreError, "IncompleteRead"),
-    "hangs": (StoreError, "timed out"),
-    "hangs-at-once": (StoreError, "timed out"),
-    "no-http": (StoreError, "http"),
+    "404": NotFoundError,
+    "410": NotFoundError,
+    "500": UnreachableError,
+    "403": AccessError,
+    "to/404": NotFoundError,
+    "cut": UnreachableError,
+    "one-short": UnreachableError,
+    "chunked-cut": UnreachableError,
+    "hangs": UnreachableError,
+    "hangs-at-once": UnreachableError,
+    "no-http": StoreError,
 }
 
 
 @pytest.mark.parametrize("path", BROKEN_HTTP)
 def test_broken_http(server: str, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage, "IDLE_TIMEOUT", 0.3)
-    kind, text = BROKEN_HTTP[path]
+    monkeypatch.setattr(storage, "_STORES", Stores(retries=Retries(idle=0.3, attempts=2, first=0.01)))
     got, error = take(wdstools.stream(f"{server}/{path}"))
-    assert type(error) is kind
-    assert re.search(text, str(error))
+    assert isinstance(error, BROKEN_HTTP[path])
     assert f"{server}/{path}" in str(error)
     assert [s["__key__"] for s in got] == ALL[: len(got)]
 

@@ -30,6 +30,8 @@ ROOMS = [
 ]
 LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
 SAME_ROOM = {"merge": "build", "braces": "urls", "deal": "plan", "mix": "plan", "permute": "plan"}
+SAME_ROOM |= dict.fromkeys(["store", "storebase", "ranges", "retrying", "failures", "httpclient"], "storage")
+SAME_ROOM |= dict.fromkeys(["obstores", "fsspecs", "remote", "cache", "blocks"], "storage")
 CORE = "_core"  # the C extension stands below all of them
 HEAVY = ["torch", "pyarrow", "numpy", "fsspec", "webdataset", "duckdb", "click", "obstore", "PIL", "tqdm"]
 

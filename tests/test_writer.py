@@ -481,7 +481,7 @@ def test_sync_waits_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_a_writer_is_not_pickled(tmp_path: Path) -> None:
     with ShardWriter(str(tmp_path / "a-%d.tar")) as sink:
         sink.write(sample(0))
-        with pytest.raises((TypeError, AttributeError), match=r"(?i)pickle"):
+        with pytest.raises((TypeError, AttributeError), match=r"(?i)pickle|local object"):
             pickle.dumps(sink)
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeAlias
 
 from wdstools import _core, urls
 from wdstools.errors import WdsError
 from wdstools.samples import Sample
 from wdstools.storage import Source, open_object, open_source
+from wdstools.store import Stores
 
 log = logging.getLogger("wdstools")
 
@@ -28,11 +29,14 @@ def stream(
     handler: Handler = "raise",
     select: Callable[[str], object] | None = None,
     rename: Callable[[str], str] | None = None,
+    storage_options: Mapping[str, Any] | None = None,
 ) -> Iterator[Sample]:
     """Yield the samples of shards in order, with webdataset 1.0.2's keys, grouping and metadata rules.
 
     `shards`: a URL or path, with braces and `::` as webdataset expands them, a list of such, or open binary files.
-    Local files, `pipe:`, `http(s):` and `-` are read; tar, and tar under gzip, zstd, bzip2 or xz.
+    Local files, `pipe:`, `-`, `http(s):`, `s3:`, `gs:`, `az:` and whatever fsspec opens are read; tar, and tar under
+    gzip, zstd, bzip2 or xz. `storage_options`: for what is remote, as fsspec's file systems spell them; without, the
+    environment decides, as for the clouds' own tools.
     `fields`: only these are put into the samples; one that a sample does not have is absent.
     `views`: payloads are memoryviews into recycled 4 MiB blocks instead of bytes. A view keeps its whole block alive:
     for a shuffle buffer take bytes.
@@ -45,9 +49,10 @@ def stream(
     wanted = None if fields is None else frozenset(fields)
     if handler not in ("raise", "warn", "skip") and not callable(handler):
         raise ValueError(f'handler {handler!r} is not "raise", "warn", "skip" or a function')
+    stores = None if storage_options is None else Stores(storage_options)
     for shard in _each(shards):
         try:
-            source = open_source(shard) if isinstance(shard, str) else open_object(shard)
+            source = open_source(shard, stores) if isinstance(shard, str) else open_object(shard)
             with reading(source, wanted, views=views, select=select, rename=rename) as samples:
                 yield from samples
         except (WdsError, OSError) as error:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import http.client
 import io
 import os
 import shutil
@@ -17,18 +16,17 @@ import stat
 import subprocess
 import sys
 import tempfile
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from typing import IO, Any, cast
 
 from wdstools import _core, urls
 from wdstools.compression import MAGIC_BYTES, Decompressed, kind
 from wdstools.errors import NotFoundError, PipeError, ShardError, StoreError, UrlError
+from wdstools.store import Stores
 
-IDLE_TIMEOUT = 30.0  # seconds without a byte from a server
 REAP_TIMEOUT = 5.0  # seconds that a command gets to end by itself, then to heed SIGTERM
 PIPE_BYTES = 1 << 20  # what an unprivileged process may ask for on Linux
+_STORES = Stores()  # of whoever gives no options
 STDERR_TAIL = 2000  # characters of a failed command's stderr in the error
 
 
@@ -51,11 +49,12 @@ class Source:
         self._exits.__exit__(kind, error, trace)
 
 
-def open_source(url: str) -> Source:
-    """Open a URL for one pass from its start: a path, file:, pipe:, http(s):, or `-` (stdin).
+def open_source(url: str, stores: Stores | None = None) -> Source:
+    """Open a URL for one pass from its start: a path, file:, pipe:, `-` (stdin), http(s):, s3:, gs:, az:, or whatever
+    fsspec opens.
 
-    gzip, zstd, bzip2 and xz are recognised by their first bytes and decompressed.
-    Raises NotFoundError, StoreError, UrlError; PipeError comes when the source is closed.
+    gzip, zstd, bzip2 and xz are recognised by their first bytes and decompressed. `stores`: with options for what is
+    remote. Raises NotFoundError, StoreError, UrlError; PipeError comes when the source is closed.
     """
     scheme = urls.scheme(url)
     if url == "-":
@@ -64,10 +63,8 @@ def open_source(url: str) -> Source:
         source = _open_file(url)
     elif scheme == "pipe":
         source = _open_pipe(url)
-    elif scheme in ("http", "https"):
-        source = _open_http(url)
     else:
-        raise UrlError(f"{url}: cannot open {scheme}: URLs; files, http(s): and pipe: are read")
+        source = _open_remote(url, stores or _STORES)
     try:
         return _decompressed(source)
     except BaseException as error:
@@ -179,10 +176,10 @@ def _reap(process: subprocess.Popen[bytes], patient: bool) -> int:
 
 
 class _Body(io.RawIOBase):
-    """readinto over an object that has readinto or only read, and a body that must be as long as was announced."""
+    """readinto over an object that has readinto or only read."""
 
-    def __init__(self, file: Any, url: str = "", nbytes: int | None = None) -> None:
-        self._file, self._url, self._left = file, url, nbytes
+    def __init__(self, file: Any) -> None:
+        self._file = file
         self._direct = hasattr(file, "readinto")
 
     def readable(self) -> bool:
@@ -197,36 +194,15 @@ class _Body(io.RawIOBase):
                 raise TypeError(f"{self._file!r} is open for text: open it in binary mode")
             n = len(data)
             buffer[:n] = data
-        if self._left is not None:
-            self._left -= n
-            if not n and self._left > 0:
-                raise StoreError(f"{self._url}: the server closed {self._left} bytes before the end of the body")
         return n
 
 
-class _HttpBody(_Body):
-    def readinto(self, buffer: Any) -> int:
-        try:
-            return super().readinto(buffer)
-        except StoreError:
-            raise
-        except (OSError, http.client.HTTPException) as error:
-            raise StoreError(f"{self._url}: {error or type(error).__name__}") from error
-
-
-def _open_http(url: str) -> Source:
-    try:
-        request = urllib.request.Request(url, headers={"User-Agent": "wdstools", "Accept-Encoding": "identity"})
-        response = urllib.request.urlopen(request, timeout=IDLE_TIMEOUT)
-    except urllib.error.HTTPError as error:
-        with error:
-            problem = NotFoundError if error.code in (404, 410) else StoreError
-            raise problem(f"{url}: HTTP {error.code} {error.reason}") from error
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        raise StoreError(f"{url}: {error or type(error).__name__}") from error
-    length = response.headers.get("Content-Length") or ""
-    source = Source(url, _HttpBody(response, url, int(length) if length.isdecimal() else None))
-    source.on_close(lambda _: response.close())
+def _open_remote(url: str, stores: Stores) -> Source:
+    store, path = stores.of(url)
+    store.forget(path)  # what is there now is the shard; one that changes while it streams is an error
+    body = store.open(path)
+    source = Source(url, cast("_core.Readable", body))
+    source.on_close(lambda _: body.close())
     return source
 
 

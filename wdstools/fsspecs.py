@@ -1,0 +1,146 @@
+"""Everything that fsspec can reach: listing and writing, whatever obstore does not read, and reading after a fork.
+
+fsspec, s3fs, gcsfs and adlfs are installed apart: `pip install wdstools[s3]`, `[gcs]`, `[azure]`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import importlib
+import os
+import posixpath
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+from wdstools import failures
+from wdstools.errors import NotFoundError, StoreError, UnreachableError, UrlError
+from wdstools.ranges import Buffer
+from wdstools.retrying import Retries
+from wdstools.storebase import Answer, Stat, beyond, etag_of
+
+_PACKAGES = {"s3": ("s3fs", "s3"), "gs": ("gcsfs", "gcs"), "az": ("adlfs", "azure")}  # what to install, and the extra
+_WHOLE = {"s3", "gs", "az", "memory", "hf"}  # where an object that is written appears at once and whole
+
+
+class Fsspec:
+    """One root of a file system of fsspec. `verifies` is false: the ETag does not come with the bytes."""
+
+    verifies = False
+
+    def __init__(self, scheme: str, root: str, options: Mapping[str, Any], retries: Retries) -> None:
+        self._scheme, self._root, self._idle = scheme, root, retries.patience
+        options = dict(options)
+        if scheme == "s3":
+            config: dict[str, Any] = {"connect_timeout": min(retries.idle, 10.0), "read_timeout": retries.patience}
+            config |= {"retries": {"max_attempts": 1}}
+            options["config_kwargs"] = config | dict(options.get("config_kwargs") or {})
+        if scheme == "gs" and (options.get("endpoint_url") or os.environ.get("STORAGE_EMULATOR_HOST")):
+            os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # its probe stalls a minute
+            options.setdefault("token", "anon")
+        try:
+            self._asyn: Any = importlib.import_module("fsspec.asyn")
+            core: Any = importlib.import_module("fsspec.core")
+            self._fs, _ = core.url_to_fs(root, skip_instance_cache=True, **options)
+            if scheme == "s3":
+                self._fs.retries = 1
+        except ImportError as error:
+            package, extra = _PACKAGES.get(scheme, ("fsspec", "s3"))
+            raise StoreError(f"{root}: needs {package}: pip install wdstools[{extra}] ({error})") from error
+        except Exception as error:
+            if "Protocol not known" in str(error):
+                raise UrlError(f"{root}: nobody knows {scheme}: URLs here") from error
+            raise failures.of_exception(root, error) from error
+
+    def stat(self, path: str) -> Stat:
+        self._fs.invalidate_cache()
+        info = self._call("info", path)
+        if info.get("type") == "directory":
+            raise NotFoundError(f"{self._root}{path}: is a folder, not an object")
+        if info.get("size") is None:
+            raise StoreError(f"{self._root}{path}: the server does not tell the size")
+        etag = etag_of(info.get("ETag") or info.get("etag") or info.get("e_tag"))
+        times = ("LastModified", "updated", "last_modified", "mtime", "modified", "modify", "created")
+        return Stat(int(info["size"]), etag, _time(next((info[k] for k in times if info.get(k)), None)))
+
+    def get(self, path: str, start: int, end: int, partly: bool = False) -> Answer:
+        """One range. A server that ignores Range, and a short body, show in the length."""
+        url = self._root + path
+        stat = None
+        if partly:
+            stat = self.stat(path)
+            end = min(end, stat.nbytes)
+        if end <= start:
+            return Answer(b"", stat)
+        data: Buffer = self._call("cat_file", path, start=start, end=end)
+        if len(data) > end - start:
+            raise failures.NoRangesError(f"{url}: the server ignores Range: it sends the whole object")
+        if len(data) < end - start:
+            nbytes = self.stat(path).nbytes
+            if nbytes < end:
+                raise beyond(url, end, nbytes)
+            raise failures.short(url, len(data), end - start)
+        return Answer(data, stat)
+
+    def put(self, path: str, data: Buffer) -> None:
+        if self._scheme in _WHOLE:
+            self._call("pipe_file", path, bytes(data))
+            return
+        folder, name = posixpath.split(path)
+        partial = posixpath.join(folder, f".{name}.{uuid.uuid4().hex}.partial")
+        try:
+            if folder:
+                self._fs.makedirs(self._name(folder), exist_ok=True)
+            self._call("pipe_file", partial, bytes(data))
+            self._fs.mv(self._name(partial), self._name(path))
+        except BaseException as error:
+            with contextlib.suppress(Exception):  # it is not there, or the server is gone
+                self._fs.rm_file(self._name(partial))
+            if isinstance(error, Exception):
+                raise failures.of_exception(self._root + path, error) from error
+            raise
+
+    def list(self, prefix: str, recursive: bool) -> list[str]:
+        folder = prefix[: prefix.rfind("/") + 1]
+        self._fs.invalidate_cache()
+        base = self._name(folder).rstrip("/")
+        try:
+            found = self._call("find", folder) if recursive else self._call("ls", folder, detail=True)
+        except NotFoundError:
+            if folder and self._scheme in _WHOLE:
+                self._call("ls", "", detail=True)  # or the bucket is not there: that is worth an error
+            return []
+        infos = [{"name": name} for name in found] if recursive else found
+        names = [info["name"] for info in infos if info.get("type") != "directory"]
+        paths = [folder + name[len(base) :].lstrip("/") for name in names if name.rstrip("/") != base]
+        return sorted(path for path in paths if path.startswith(prefix) and not path.endswith("/"))
+
+    def _name(self, path: str) -> Any:
+        return self._fs._strip_protocol(self._root + path)
+
+    def _call(self, method: str, path: str, *args: Any, **kwargs: Any) -> Any:
+        """A method of the file system, within the idle time-out where it is asynchronous inside."""
+        try:
+            if self._fs.async_impl and hasattr(self._fs, "_" + method):
+                function = getattr(self._fs, "_" + method)
+                timeout = self._idle if method in ("cat_file", "info") else None
+                return self._asyn.sync(self._fs.loop, function, self._name(path), *args, timeout=timeout, **kwargs)
+            return getattr(self._fs, method)(self._name(path), *args, **kwargs)
+        except Exception as error:
+            url = self._root + path
+            if self._scheme == "gs" and isinstance(error, TimeoutError):  # gcsfs has repeated it all that time
+                raise UnreachableError(f"{url}: no server answers within {self._idle:g} s") from error
+            raise failures.of_exception(url, error) from error
+
+
+def _time(value: Any) -> int | None:
+    """Nanoseconds since 1970 of what the file systems give: datetime, ISO text or seconds."""
+    if isinstance(value, str):
+        try:
+            value = datetime.datetime.fromisoformat(value)
+        except ValueError:
+            return None
+    if isinstance(value, datetime.datetime):
+        value = value.timestamp()
+    return int(value * 1_000_000) * 1000 if isinstance(value, int | float) else None

@@ -1,0 +1,257 @@
+"""RemoteStore: objects behind a network, read in many requests at once, each repeated until it is right or hopeless.
+
+Which client reads: obstore for s3, gs, az and http where it can (`obstores.usable`), else our own for http, else
+fsspec. Listing and writing go through fsspec.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Mapping
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from typing import Any, BinaryIO, Protocol, TypeVar, cast
+
+from wdstools.errors import PastEndError, StoreError
+from wdstools.failures import NoRangesError
+from wdstools.fsspecs import Fsspec
+from wdstools.httpclient import HttpClient
+from wdstools.obstores import Obstore, usable
+from wdstools.ranges import Buffer, Range, plan, scatter
+from wdstools.retrying import Retries, Transient
+from wdstools.retrying import wait as pause
+from wdstools.storebase import Answer, Stat, Store, as_file, beyond
+
+T = TypeVar("T")
+
+REQUESTS = 64  # at once, of all stores of a process
+FIRST = 256 * 1024  # bytes of the first request of a stream, which also tells the size
+PART = 8 * 1024 * 1024  # bytes of the others
+AHEAD = 3  # parts of a stream that are under way while one is consumed
+
+
+class Client(Protocol):
+    """What reads. `get` makes one attempt, and raises StoreError, or Transient where another may succeed.
+
+    `verifies`: the Stat comes with the bytes, from the same answer.
+    """
+
+    verifies: bool
+
+    def stat(self, path: str) -> Stat: ...
+    def get(self, path: str, start: int, end: int, partly: bool = False) -> Answer: ...
+
+
+class _Process:
+    """The threads of this process, which a forked child does not have."""
+
+    pool: ThreadPoolExecutor | None = None
+    lock = threading.Lock()
+    inherited: list[object] = []  # noqa: RUF012 - kept for ever: to close a parent's connections would harm it
+
+    @classmethod
+    def after_fork(cls) -> None:
+        cls.inherited.append(cls.pool)
+        cls.pool, cls.lock = None, threading.Lock()
+
+    @classmethod
+    def submit(cls, function: Callable[..., T], *args: Any) -> Future[T]:
+        with cls.lock:
+            if cls.pool is None:
+                cls.pool = ThreadPoolExecutor(REQUESTS, thread_name_prefix="wdstools-store")
+            return cls.pool.submit(function, *args)
+
+
+os.register_at_fork(after_in_child=_Process.after_fork)
+
+
+class RemoteStore(Store):
+    """One bucket, container, host or other root of a URL. `scheme`: s3, gs, az, http, or one of fsspec's.
+
+    `options`: storage_options as s3fs, gcsfs, adlfs or fsspec take them; what the environment says comes after them.
+    """
+
+    def __init__(self, scheme: str, root: str, options: Mapping[str, Any], retries: Retries) -> None:
+        super().__init__()
+        self.root = root
+        self._scheme, self._options, self._retries = scheme, dict(options), retries
+        self._clients: dict[str, Any] = {}
+        self._known = False  # whether the other side has ever answered
+        self._ranges = True  # whether it knows ranges, as far as known
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self._scheme, self.root, self._options, self._retries)
+
+    def read_ranges(self, path: str, ranges: Iterable[Range]) -> list[Buffer]:
+        wanted = list(ranges)
+        reads = plan(wanted)
+        if not reads:
+            return scatter(wanted, [], [])
+        self._after_fork()
+        if (pinned := self._pins.get(path)) and reads[-1][1] > pinned.nbytes:
+            raise beyond(self.url(path), reads[-1][1], pinned.nbytes)
+        client = self._reader(path)
+        if not client.verifies and path not in self._pins:
+            self.size(path)
+        if len(reads) == 1:
+            bodies = [self._get(client, path, *reads[0]).data]
+        else:
+            under_way = [_Process.submit(self._get, client, path, start, end) for start, end in reads]
+            try:
+                wait(under_way, return_when=FIRST_EXCEPTION)
+                failed = next((f for f in under_way if f.done() and f.exception() is not None), None)
+                if failed is not None:
+                    failed.result()
+                bodies = [future.result().data for future in under_way]
+            finally:
+                for future in under_way:
+                    future.cancel()
+        self._verify(client, path)
+        return scatter(wanted, reads, bodies)
+
+    def open(self, path: str) -> BinaryIO:
+        self._after_fork()
+        if not self._ranges:
+            return as_file(self._whole(path), FIRST)
+        client = self._reader(path)
+        try:
+            try:
+                first = self._get(client, path, 0, FIRST, True)
+            except PastEndError:  # also the first byte, where there is none
+                stat = self.size(path)
+                if stat.nbytes:
+                    raise
+                first = Answer(b"", stat)
+        except NoRangesError:
+            if self._scheme != "http":
+                raise
+            self._ranges = False
+            return as_file(self._whole(path), FIRST)
+        return as_file(self._parts(client, path, first), FIRST)
+
+    def put(self, path: str, data: Buffer) -> None:
+        files = self._files("written to")
+        self.forget(path)
+        self._repeat(lambda: files.put(path, data))
+        self.forget(path)
+
+    def list(self, prefix: str = "", recursive: bool = False) -> list[str]:
+        files = self._files("listed")
+        return self._repeat(lambda: files.list(prefix, recursive))
+
+    def _stat(self, path: str) -> Stat:
+        self._after_fork()
+        # An http server may refuse HEAD: our own client knows another way.
+        client: Client = self._plain() if self._scheme == "http" else self._reader(path)
+        return self._repeat(lambda: client.stat(path))
+
+    def _get(self, client: Client, path: str, start: int, end: int, partly: bool = False) -> Answer:
+        """One range, repeated until it is right, and of the object that was seen before."""
+        try:
+            answer = self._repeat(lambda: client.get(path, start, end, partly))
+        except NoRangesError:
+            if self._scheme != "http" or isinstance(client, HttpClient):
+                raise
+            plain = self._plain()  # tells a web page from a server that knows no ranges
+            answer = self._repeat(lambda: plain.get(path, start, end, partly))
+        except StoreError as error:
+            if type(error) in (StoreError, PastEndError) and path in self._pins:  # replaced by a shorter one?
+                with contextlib.suppress(Transient):
+                    self._pin(path, client.stat(path))
+            raise
+        if answer.stat is not None:
+            self._pin(path, answer.stat)
+        return answer
+
+    def _parts(self, client: Client, path: str, first: Answer) -> Generator[Buffer, None, None]:
+        """The answer with the FIRST bytes of an object, then the rest, read ahead."""
+        yield first.data
+        nbytes = first.stat.nbytes if first.stat is not None else self.size(path).nbytes
+        under_way: deque[Future[Answer]] = deque()
+        try:
+            for start in range(FIRST, nbytes, PART):
+                under_way.append(_Process.submit(self._get, client, path, start, min(start + PART, nbytes)))
+                if len(under_way) > AHEAD:
+                    yield under_way.popleft().result().data
+            while under_way:
+                yield under_way.popleft().result().data
+            self._verify(client, path)
+        finally:
+            for future in under_way:
+                future.cancel()
+
+    def _whole(self, path: str) -> Generator[Buffer, None, None]:
+        """An object of a server that knows no ranges; after a break, from the start again up to where it broke."""
+        client, have, failed = self._plain(), 0, 0
+        while True:
+            try:
+                stat, pieces = self._repeat(lambda: client.stream(path))
+                if stat is not None:
+                    self._pin(path, stat)
+                skip = have
+                for piece in pieces:
+                    fresh = memoryview(piece)[skip:]
+                    skip -= len(piece) - len(fresh)
+                    if fresh:
+                        have, failed = have + len(fresh), 0
+                        yield fresh
+                return
+            except Transient as broken:
+                failed += 1
+                pinned = self._pins.get(path)
+                proven = pinned is not None and (pinned.etag or pinned.mtime_ns)
+                if failed >= self._retries.attempts or (have and not proven):
+                    raise broken.error from broken.__cause__
+                pause(self._retries.pause(failed, broken.after))
+
+    def _verify(self, client: Client, path: str) -> None:
+        """Where the bytes do not bring the ETag along, ask for it once they are there."""
+        if not client.verifies:
+            self._pin(path, self._stat(path))
+
+    def _repeat(self, attempt: Callable[[], T]) -> T:
+        def once() -> T:
+            try:
+                result = attempt()
+            except Transient as failed:
+                self._known = self._known or failed.contact
+                raise
+            self._known = True
+            return result
+
+        return self._retries.call(once, self._known)
+
+    def _after_fork(self) -> bool:
+        forked = super()._after_fork()
+        if forked:
+            _Process.inherited.append(self._clients)
+            self._clients = {}
+        return forked
+
+    def _reader(self, path: str) -> Client:
+        if self._scheme in ("s3", "gs", "az", "http") and usable(self._scheme, path, self._options):
+            return self._client("obstore", lambda: Obstore(self._scheme, self.root, self._options, self._retries))
+        return self._plain() if self._scheme == "http" else self._fsspec()
+
+    def _plain(self) -> HttpClient:
+        headers = self._options.get("headers") or (self._options.get("client_kwargs") or {}).get("headers")
+        return self._client("plain", lambda: HttpClient(self.root, self._retries.patience, headers))
+
+    def _fsspec(self) -> Fsspec:
+        return self._client("fsspec", lambda: Fsspec(self._scheme, self.root, self._options, self._retries))
+
+    def _files(self, what: str) -> Fsspec:
+        self._after_fork()
+        if self._scheme == "http":
+            raise StoreError(f"{self.root}: an http server cannot be {what}")
+        return self._fsspec()
+
+    def _client(self, name: str, make: Callable[[], T]) -> T:
+        if name not in self._clients:
+            try:
+                self._clients[name] = make()
+            except Transient as failed:
+                raise failed.error from failed.__cause__
+        return cast(T, self._clients[name])
