@@ -27,7 +27,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from wdstools import _core, query, soundness, urls
+from wdstools import _core, soundness, urls
 from wdstools.columns import CORE, HIDDEN, VERSION
 from wdstools.errors import IndexFileError, NotFoundError
 from wdstools.samples import hash_key
@@ -288,6 +288,8 @@ class Index:
         `row`: its number; `nbytes`: end - start; `url`, `file`: of the shard, and its last part; and `width` for a
         lifted `json:width`. A column of the file goes before one of these with the same name.
         """
+        from wdstools import query  # with Arrow's functions, which take a while to load
+
         self.validate()
         return query.view(self.table.select(self.columns()), self.lifted(), self.shards.url)
 
@@ -297,6 +299,8 @@ class Index:
         It reads nothing but the index: files, the network, settings and Python's variables are out of its reach.
         Raises QueryError, IndexFileError.
         """
+        from wdstools import query
+
         return query.where(self.view(), sql)
 
     def validate(self) -> None:

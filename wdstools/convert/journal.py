@@ -15,7 +15,7 @@ import fcntl
 import json
 import os
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from wdstools import urls, writer
 from wdstools.convert import destination
@@ -24,7 +24,9 @@ from wdstools.convert.destination import Target
 from wdstools.convert.options import Skipped
 from wdstools.convert.shards import JOB
 from wdstools.errors import DestinationError, IndexFileError, NotFoundError
-from wdstools.index import Index
+
+if TYPE_CHECKING:
+    from wdstools.index import Index
 
 METADATA = "wds.job"
 SKIPPED = "wds.skipped"
@@ -154,7 +156,7 @@ class Job:
     def _job_of(self, target: Target) -> dict[str, Any] | None:
         """The job that wrote the index of a target: None without an index, {} for one that says nothing."""
         try:
-            return dict(json.loads(Index.load(target.index_path).metadata.get(METADATA, "{}")))
+            return dict(json.loads(_load(target.index_path).metadata.get(METADATA, "{}")))
         except NotFoundError:
             return None
         except (IndexFileError, ValueError):
@@ -166,7 +168,7 @@ class Job:
     def _check_complete(self) -> None:
         for target in self.targets:
             self._changed_since(target.index_path, "its shards were written")
-            shards = Index.load(target.index_path).shards
+            shards = _load(target.index_path).shards
             for url, nbytes in zip(shards.url, shards.nbytes, strict=True):
                 path = urls.local_path(url) or url
                 if not os.path.exists(path) or os.path.getsize(path) != nbytes:
@@ -240,6 +242,15 @@ class Job:
             return False
 
 
+def _load(path: str) -> Index:
+    """Index.load, which loads Arrow: not before there is an index to read."""
+    if not os.path.exists(path):
+        raise NotFoundError(f"{path}: no such index")
+    from wdstools.index import Index
+
+    return Index.load(path)
+
+
 class Written(NamedTuple):
     """A finished shard, whose index is its part: bytes of the tar, and what was left out of it."""
 
@@ -250,14 +261,15 @@ class Written(NamedTuple):
 
     def load(self) -> Index:
         """Return its index."""
-        return Index.load(writer.part_name(self.path))
+        return _load(writer.part_name(self.path))
 
 
 def load_part(path: str, lenient: bool) -> Written | None:
     """Return a finished shard of this job; None where it must be written anew (also, unless `lenient`, where samples
     were left out)."""
     try:
-        index = Index.load(writer.part_name(path))
+        index = _load(writer.part_name(path))
+        index.validate()
         skipped = [Skipped(*item) for item in json.loads(index.metadata.get(SKIPPED, "[]"))]
         nbytes = os.path.getsize(path)
     except (NotFoundError, IndexFileError, FileNotFoundError, ValueError, TypeError):

@@ -12,6 +12,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING
 
 from wdstools import writer
 from wdstools.convert import destination, journal
@@ -21,8 +22,9 @@ from wdstools.convert.options import Options, Skipped, Summary
 from wdstools.convert.plan import Plan, make_plan
 from wdstools.convert.planned import Progress, write_planned
 from wdstools.errors import DestinationError, SourceError, StoreError, WdsError
-from wdstools.index import Index
-from wdstools.merge import merge_files
+
+if TYPE_CHECKING:
+    from wdstools.index import Index
 
 _FULL = {
     errno.ENOSPC: "the disk is full",
@@ -85,11 +87,13 @@ def _run(ready: Plan, job: journal.Job, options: Options, progress: Progress) ->
     job.put_skipped(summary.skipped)
     early = set(ready.skipped)
     late = [item for item in summary.skipped if item not in early]
+    from wdstools.merge import merge_files  # with Arrow, which was not needed before the first shard was whole
+
     for number, (target, found) in enumerate(zip(job.targets, done, strict=True)):
         metadata = {journal.METADATA: job.text}
         if late and not number:  # of all targets, in the first
             metadata[journal.SKIPPED] = json.dumps(late)
-        merge_files([writer.part_name(w.path) for w in found], target.index_path, metadata)
+        merge_files([writer.part_name(w.path) for w in found], target.index_path, metadata, trusted=True)
     _count(summary, job.targets)
     destination.sweep(job.targets, parts=True)
     return summary
@@ -105,6 +109,8 @@ def _json(value: object) -> bytes:
 
 def _count(summary: Summary, found: list[Target]) -> list[Index]:
     """Count what the targets hold, and return their indexes."""
+    from wdstools.index import Index
+
     indexes = [Index.load(target.index_path) for target in found]
     for target, index in zip(found, indexes, strict=True):
         summary.shards += len(index.shards)

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from wdstools import writer
-from wdstools.columns import CORE, HIDDEN
 from wdstools.convert import description, destination, manifest, order, shards, tree
 from wdstools.convert.destination import ShardPlan, Target
 from wdstools.convert.entries import Entries, sizes
@@ -94,6 +93,8 @@ def _check_fields(options: Options, listing: Listing) -> None:
     if options.resize_fields and options.resize is None:
         raise SourceError("--resize-fields says which images --resize makes smaller: give --resize too")
     for name in options.lift or ():
+        from wdstools.columns import CORE, HIDDEN  # with Arrow
+
         if name in CORE or name in HIDDEN:
             raise SourceError(f"--column {name}: every index has a column of that name")
 
