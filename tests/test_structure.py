@@ -20,16 +20,17 @@ NATIVE = Path(__file__).parent.parent / "native"
 ROOMS = [
     ["errors"],
     ["urls", "tar", "plan", "columns", "compression"],
-    ["samples", "encode", "storage", "soundness", "query"],
+    ["samples", "encode", "storage", "soundness", "query", "decode"],
     ["index", "extract"],
-    ["build", "reader", "sets"],
+    ["build", "reader", "sets", "views"],
     ["writer", "dataset", "summary"],
     ["convert"],
     ["loader", "compat", "serve"],
     ["cli"],
 ]
 LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
-SAME_ROOM = {"merge": "build", "braces": "urls", "deal": "plan", "mix": "plan", "permute": "plan"}
+SAME_ROOM = {"merge": "build", "access": "dataset", "braces": "urls", "deal": "plan", "mix": "plan", "permute": "plan"}
+SAME_ROOM |= {"sampler": "loader", "parcel": "loader"}
 SAME_ROOM |= dict.fromkeys(["store", "storebase", "ranges", "retrying", "failures", "httpclient"], "storage")
 SAME_ROOM |= dict.fromkeys(["obstores", "fsspecs", "remote", "cache", "blocks"], "storage")
 CORE = "_core"  # the C extension stands below all of them

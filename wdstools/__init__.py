@@ -3,6 +3,7 @@
     stream(urls)        samples in shard order, from files, pipes and http
     open(urls)          samples in any order, by number or key
     ShardWriter(...)    write shards and their index
+    loader(...)         a torch DataLoader: exact epochs, ranks, resume
     tar.walk(file)      the members of a tar
 
 Names are loaded when they are first used, so that commands start at once.
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from wdstools.dataset import Dataset
     from wdstools.dataset import open_dataset as open
     from wdstools.errors import WdsError
+    from wdstools.loader import loader
     from wdstools.reader import stream
     from wdstools.writer import ShardWriter
 
@@ -29,7 +31,7 @@ _WHERE = {
     "open": ("wdstools.dataset", "open_dataset"),
     "stream": ("wdstools.reader", "stream"),
 }
-_MODULES = ("compat", "errors", "tar", "urls")
+_MODULES = ("compat", "errors", "loader", "tar", "urls")  # loader can be called, too
 
 __all__ = ["Dataset", "ShardWriter", "WdsError", "open", "stream"]
 

@@ -1,0 +1,277 @@
+"""The torch DataLoader of a Dataset: exact epochs, the same number of batches on every rank, resume at any batch.
+
+    loader = wdstools.loader(dataset, batch_size=64, seed=7, num_workers=4, transform=decode)
+    for epoch in range(90):
+        for batch in loader:  # a new order every time
+            ...
+            checkpoint["loader"] = loader.state_dict()  # after this batch, on any rank; load_state_dict() goes on
+
+This is the only file that imports torch. The package's `loader` is this module, which can be called.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import re
+import sys
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal, cast
+
+import numpy as np
+import torch
+import torch.distributed
+from torch.utils.data import DataLoader, default_collate, get_worker_info
+
+from wdstools.deal import Deal, Tail
+from wdstools.mix import Mix
+from wdstools.parcel import Packer
+from wdstools.plan import Plan
+from wdstools.sampler import PlanBatchSampler, fingerprint
+
+NUMBERS = (torch.Tensor, np.ndarray, np.number, np.bool_, int, float)
+
+
+def loader(
+    dataset: Any,
+    batch_size: int,
+    *,
+    shuffle: bool = True,
+    seed: int = 0,
+    block: int = 1,
+    resample: bool = False,
+    tail: Tail | None = None,
+    drop_last: bool | None = None,
+    rank: int | None = None,
+    world: int | None = None,
+    epoch_length: int | Literal["first", "all"] = "first",
+    transform: Callable[[Any], Any] | None = None,
+    collate: Callable[[list[Any]], Any] | None = None,
+    num_workers: int = 0,
+    **options: Any,
+) -> Loader:
+    """Return the Loader of a dataset.
+
+    `dataset`: a Dataset, anything with a length and numbered samples, or a mixture {name: (dataset, weight)}, whose
+    epochs are as Mix describes (`epoch_length`). `batch_size`: samples per rank and step. `shuffle`, `seed`, `block`,
+    `resample`: as in Plan. `tail`: as in Deal, "drop" unless said; drop_last=True is "drop" and, on one rank,
+    drop_last=False is "uneven". `rank`, `world`: this process among how many; unless both are given, those of
+    torch.distributed where it is initialised, else RANK and WORLD_SIZE of the environment, else 0 of 1.
+
+    `transform`: called with every sample, in the worker. `collate`: makes a batch of a list of what transform
+    returned; without it, see collate_batch(). Both must be picklable where workers are not forked. Other options are
+    DataLoader's: prefetch_factor, persistent_workers, pin_memory, multiprocessing_context, timeout ...
+
+    Raises ValueError or TypeError for arguments that do not fit.
+    """
+    rank, world = _ranks(rank, world)
+    dealt: Any = {"batch_size": batch_size, "rank": rank, "world": world, "tail": _tail(tail, drop_last, world)}
+    order: Any = {"seed": seed, "shuffle": shuffle, "block": block, "resample": resample}
+    sources = dataset if isinstance(dataset, Mapping) else {"": (dataset, 1)}
+    plans = {name: (Plan(len(d), data=fingerprint(d), **order), weight) for name, (d, weight) in sources.items()}
+    plan: Deal
+    if isinstance(dataset, Mapping):
+        plan = Mix(plans, seed=seed, shuffle=shuffle, epoch_length=epoch_length, **dealt)
+    else:
+        plan = Plan(len(dataset), data=plans[""][0].data, **order, **dealt)
+    samples = _Samples([d for d, _ in sources.values()], transform)
+    return Loader(samples, PlanBatchSampler(plan), collate_fn=collate, num_workers=num_workers, **options)
+
+
+class Loader(DataLoader[Any]):
+    """A DataLoader that knows which batches it has delivered, with the semantics of torchdata's StatefulDataLoader.
+
+    Every iteration is an epoch: the next one, also after one that was left midway; after load_state_dict() the rest
+    of the epoch of that state; after set_epoch() the epoch named. len() is a whole epoch's batches on this rank.
+    A batch counts as soon as it is delivered, whatever workers have read ahead.
+    """
+
+    def __init__(self, dataset: Any, sampler: PlanBatchSampler, **options: Any) -> None:
+        if not options.get("in_order", True):
+            raise ValueError("in_order=False: batches in any order cannot be counted, nor resumed")
+        collate = _Collate(options.pop("collate_fn", None))
+        _check_pickles(dataset, collate, options)
+        self.place = sampler.place
+        super().__init__(dataset, batch_sampler=_Ahead(sampler), collate_fn=collate, **options)
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # of torch's own class, which nobody needs
+        run = self.place.begin()
+        return self._delivered(run, super().__iter__())  # workers start now
+
+    def _delivered(self, run: object, batches: Any) -> Iterator[Any]:
+        try:
+            for batch in batches:
+                self.place.advance(run)
+                yield batch
+            self.place.end(run)
+        except RuntimeError as error:
+            if re.match(r"DataLoader worker \(pid.*(exited unexpectedly|is killed by signal)", str(error)):
+                error.add_note(
+                    f"a worker died at step {self.place.step} of epoch {self.place.plan.epoch}: mostly for lack of"
+                    " memory or of room in /dev/shm; state_dict() of the loader holds the batches up to there"
+                )
+            raise
+        finally:
+            # an exception keeps the iterator alive, in its traceback; its workers must not live as long
+            if not self.persistent_workers and hasattr(batches, "_shutdown_workers"):
+                batches._shutdown_workers()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Let the next iteration be an epoch, from its start; of a state just loaded, the rest of its epoch."""
+        self.place.set_epoch(epoch)
+
+    def state_dict(self) -> dict[str, int | str]:
+        """Return the place after the last batch delivered: small ints and strings, the same on every rank."""
+        return self.place.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Let the next iteration go on from a state, of any number of workers, and of ranks at the same global batch.
+
+        Raises StateError, with what differs, for a state of other data or another order.
+        """
+        self.place.load_state_dict(state)
+
+
+class _Ahead(PlanBatchSampler):
+    """The sampler of a Loader, which counts what it delivers: drawing moves nothing."""
+
+    def __init__(self, sampler: PlanBatchSampler) -> None:
+        self.place = sampler.place
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return self.ahead()
+
+
+class _Samples:
+    """Datasets put end to end, with a transform: what a worker reads."""
+
+    def __init__(self, datasets: Sequence[Any], transform: Callable[[Any], Any] | None) -> None:
+        self.datasets, self.transform = list(datasets), transform
+        self.ends = np.cumsum([len(dataset) for dataset in datasets])
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def __getitem__(self, number: int) -> Any:
+        return self.__getitems__([number])[0]
+
+    def __getitems__(self, numbers: list[int]) -> list[Any]:
+        if len(self.datasets) == 1:
+            found = _fetch(self.datasets[0], numbers)
+        else:
+            found = [None] * len(numbers)
+            sources = np.searchsorted(self.ends, numbers, side="right")
+            for source in np.unique(sources).tolist():
+                here = np.flatnonzero(sources == source).tolist()
+                first = int(self.ends[source]) - len(self.datasets[source])
+                samples = _fetch(self.datasets[source], [numbers[i] - first for i in here])
+                for i, sample in zip(here, samples, strict=True):
+                    found[i] = sample
+        return found if self.transform is None else [self._transformed(sample) for sample in found]
+
+    def _transformed(self, sample: Any) -> Any:
+        told = {name: sample.get(name) for name in ("__key__", "__url__")} if isinstance(sample, dict) else {}
+        try:
+            return cast(Callable[[Any], Any], self.transform)(sample)
+        except Exception as error:
+            error.add_note(f"in transform, of sample {told.get('__key__')!r} of {told.get('__url__')}")
+            raise
+
+
+def _fetch(dataset: Any, numbers: list[int]) -> list[Any]:
+    many = getattr(dataset, "__getitems__", None) or getattr(dataset, "fetch", None)
+    return list(many(numbers)) if many else [dataset[number] for number in numbers]
+
+
+class _Collate:
+    """A collate function; from a worker, its result goes as a parcel."""
+
+    def __init__(self, collate: Callable[[list[Any]], Any] | None) -> None:
+        self.collate, self.packer = collate, Packer()
+
+    def __call__(self, samples: list[Any]) -> Any:
+        batch = (self.collate or collate_batch)(samples)
+        return batch if get_worker_info() is None else self.packer(batch)
+
+
+def collate_batch(samples: list[Any]) -> Any:
+    """Make a batch of samples: a dict of columns of dicts, a tuple of columns of tuples, else one column.
+
+    A column of tensors, arrays or numbers is one tensor (torch's default_collate); of anything else, bytes and text
+    too, a list; from a worker, memoryviews come as bytes. Raises ValueError where samples have different fields.
+    """
+    first = samples[0]
+    if isinstance(first, dict):
+        for sample in samples:
+            if sample.keys() != first.keys():
+                odd = ", ".join(map(str, sorted(sample.keys() ^ first.keys(), key=str)))
+                keys = f"{first.get('__key__')!r} and {sample.get('__key__')!r}"
+                raise ValueError(f"samples {keys} cannot be in one batch: only one of them has {odd}; give a transform")
+        return {name: _column([sample[name] for sample in samples], name) for name in first}
+    if isinstance(first, tuple):
+        columns = [_column(list(values), i) for i, values in enumerate(zip(*samples, strict=True))]
+        return type(first)(*columns) if hasattr(first, "_fields") else tuple(columns)
+    return _column(samples, None)
+
+
+def _column(values: list[Any], name: Any) -> Any:
+    if not all(isinstance(value, NUMBERS) for value in values):
+        return values
+    try:
+        return default_collate(values)
+    except (RuntimeError, TypeError, ValueError, OverflowError) as error:
+        error.add_note(f"in the collation of {'the samples' if name is None else f'field {name!r}'}")
+        raise
+
+
+def _ranks(rank: int | None, world: int | None) -> tuple[int, int]:
+    if (rank is None) != (world is None):
+        raise ValueError("give rank and world together, or neither")
+    if rank is not None and world is not None:
+        return rank, world
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    told = os.environ.get("RANK"), os.environ.get("WORLD_SIZE")
+    if told[0] is None or told[1] is None:
+        return 0, 1
+    try:
+        return int(told[0]), int(told[1])
+    except ValueError:
+        raise ValueError(f"RANK={told[0]!r} and WORLD_SIZE={told[1]!r} of the environment are no numbers") from None
+
+
+def _tail(tail: Tail | None, drop_last: bool | None, world: int) -> Tail:
+    if drop_last is None:
+        return tail or "drop"
+    if tail is not None:
+        raise ValueError("give tail or drop_last, not both")
+    if not drop_last and world > 1:
+        raise ValueError(f"drop_last=False leaves open what {world} ranks do: say tail='pad' or tail='uneven'")
+    return "drop" if drop_last else "uneven"
+
+
+def _check_pickles(dataset: Any, collate: _Collate, options: Mapping[str, Any]) -> None:
+    """Raises TypeError where workers are spawned, and torch would fail with half of them started."""
+    context = options.get("multiprocessing_context")
+    if not options.get("num_workers"):
+        return
+    method = context if isinstance(context, str) else (context or multiprocessing).get_start_method()
+    if method == "fork":
+        return
+    for name, value in (("transform", getattr(dataset, "transform", None)), ("collate", collate.collate)):
+        try:
+            pickle.dumps(value)
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            raise TypeError(f"{name} cannot be pickled, as {method} workers need: {error}") from error
+
+
+class _Callable(types.ModuleType):
+    """`wdstools.loader` names a module and a function; once the module is loaded, Python binds the name to that."""
+
+    def __call__(self, *arguments: Any, **options: Any) -> Loader:
+        return loader(*arguments, **options)
+
+
+sys.modules[__name__].__class__ = _Callable
