@@ -26,7 +26,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import wdstools
-from wdstools import Dataset, ShardWriter, build, dataset
+from wdstools import Dataset, ShardWriter, access, build
 from wdstools.errors import (
     IndexFileError,
     KeyMissingError,
@@ -256,8 +256,8 @@ def test_fetch(folder: Path) -> None:
     assert got.fetch(np.array([3, 3, 1])) == [want[3], want[3], want[1]]
     assert got.fetch(["k003", 5, "k001"]) == [want[3], want[5], want[1]]
     read: list[int] = []
-    reading = got._read
-    got._read = lambda row: (read.append(row), reading(row))[1]  # type: ignore[method-assign]
+    reading = got._access.read
+    got._access.read = lambda row: (read.append(row), reading(row))[1]  # type: ignore[method-assign]
     got.fetch([9, 2, 5, 2])
     assert read == [2, 2, 5, 9], "in the order in which they lie on disk"
     twice = got.fetch([4, 4])
@@ -472,7 +472,7 @@ def test_forked(folder: Path) -> None:
 
 
 def test_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dataset, "OPEN_FILES", 2)
+    monkeypatch.setattr(access, "OPEN_FILES", 2)
     write(tmp_path, n=60, maxcount=3)
     got, want = wdstools.open(tmp_path), model(tmp_path)
     wrong: list[int] = []
@@ -499,10 +499,10 @@ def test_many_shards_and_few_descriptors(tmp_path: Path) -> None:
     before = held()[0]
     got = wdstools.open(tmp_path)
     assert list(got) == want
-    assert held()[0] <= before + dataset.OPEN_FILES + 1
+    assert held()[0] <= before + access.OPEN_FILES + 1
     order = random.Random(2).sample(range(300), 300)
     assert [got[i] for i in order] == [want[i] for i in order]
-    assert held()[0] <= before + dataset.OPEN_FILES + 1
+    assert held()[0] <= before + access.OPEN_FILES + 1
     del got
     assert held()[0] <= before
 
