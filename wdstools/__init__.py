@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from wdstools.dataset import Dataset
     from wdstools.dataset import open_dataset as open
     from wdstools.errors import WdsError
-    from wdstools.loader import loader
+    from wdstools.loader import loader as loader
     from wdstools.reader import stream
     from wdstools.writer import ShardWriter
 
