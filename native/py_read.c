@@ -1,22 +1,9 @@
 /* py_read.c: SampleReader, one sample by its byte range. Its headers check the index at every read. */
 #include "module.h"
+#include "py_rows.h"
 
 #include <errno.h>
 #include <sys/uio.h>
-
-/* The columns of one batch of an index, as they lie in the file. */
-typedef struct {
-  Py_buffer shard, start, end, key_ends, key_data;
-  Py_ssize_t nrows;
-} row_batch;
-enum { BATCH_COLUMNS = 5 };
-
-/* Of all batches; all but the last have as many rows as the first. A read holds on to those that it began with. */
-typedef struct {
-  row_batch **batches;
-  size_t nbatches, refs;
-  Py_buffer shard_nbytes;
-} row_columns;
 
 typedef struct {
   PyObject_HEAD
@@ -210,47 +197,6 @@ static PyObject *reader_read(PyObject *op, PyObject *const *args, Py_ssize_t nar
   return sample;
 }
 
-static void batch_free(row_batch *b) {
-  if (!b) return;
-  Py_buffer *all[BATCH_COLUMNS] = {&b->shard, &b->start, &b->end, &b->key_ends, &b->key_data};
-  for (size_t i = 0; i < BATCH_COLUMNS; i++)
-    if (all[i]->obj) PyBuffer_Release(all[i]);
-  PyMem_Free(b);
-}
-
-static void rows_release(row_columns *r) {
-  if (!r || --r->refs) return;
-  for (size_t i = 0; i < r->nbatches; i++) batch_free(r->batches[i]);
-  if (r->shard_nbytes.obj) PyBuffer_Release(&r->shard_nbytes);
-  PyMem_Free(r->batches);
-  PyMem_Free(r);
-}
-
-/* A number of a column that came from a file: it need not be aligned. */
-static uint64_t number(const Py_buffer *column, size_t i) {
-  uint32_t narrow;
-  uint64_t wide;
-  if (column->itemsize == 8) memcpy(&wide, (char *)column->buf + 8 * i, sizeof wide);
-  else memcpy(&narrow, (char *)column->buf + 4 * i, sizeof narrow), wide = narrow;
-  return wide;
-}
-
-/* Where the key of a row lies in key_data; false where the offsets are none (negative ones are too large). */
-static bool find_key(const row_batch *batch, size_t row, const char **key, size_t *len) {
-  uint64_t a = number(&batch->key_ends, row), b = number(&batch->key_ends, row + 1);
-  if (a > b || b > (uint64_t)batch->key_data.len) return false;
-  *key = (const char *)batch->key_data.buf + a, *len = (size_t)(b - a);
-  __builtin_prefetch(*key); /* it is looked at after the read */
-  return true;
-}
-
-/* The batch of a row, and the row within it; NULL past the end. */
-static const row_batch *find_batch(const row_columns *r, size_t *row) {
-  size_t n = r->nbatches ? (size_t)r->batches[0]->nrows : 0, i = 0;
-  if (*row >= n && n) i = *row / n, *row -= i * n;
-  return i < r->nbatches && *row < (size_t)r->batches[i]->nrows ? r->batches[i] : NULL;
-}
-
 /* files: per shard None or (fd, url, local_path, ...). None: not as simple as that, let Python see to it. */
 static PyObject *reader_read_row(PyObject *op, PyObject *const *args, Py_ssize_t nargs) {
   ReaderObject *self = (ReaderObject *)op;
@@ -281,35 +227,6 @@ static PyObject *reader_read_row(PyObject *op, PyObject *const *args, Py_ssize_t
   rows_release(r);
   Py_DECREF(file);
   return sample;
-}
-
-/* Buffers of u32, u64, u64, i32 or i64, bytes. NULL: exception. */
-static row_batch *batch_new(PyObject *const *args) {
-  row_batch *b = PyMem_Calloc(1, sizeof *b);
-  if (!b) return (row_batch *)PyErr_NoMemory();
-  Py_buffer *all[BATCH_COLUMNS] = {&b->shard, &b->start, &b->end, &b->key_ends, &b->key_data};
-  for (int i = 0; i < BATCH_COLUMNS; i++)
-    if (PyObject_GetBuffer(args[i], all[i], PyBUF_FORMAT | PyBUF_ND)) goto fail;
-  b->nrows = b->shard.len / 4;
-  if (b->shard.itemsize == 4 && b->start.itemsize == 8 && b->end.itemsize == 8 &&
-      (b->key_ends.itemsize == 4 || b->key_ends.itemsize == 8) && b->start.len == b->nrows * 8 &&
-      b->end.len == b->nrows * 8 && b->key_ends.len >= (b->nrows + 1) * b->key_ends.itemsize)
-    return b;
-  PyErr_SetString(PyExc_ValueError, "columns that do not go together");
-fail:
-  batch_free(b);
-  return NULL;
-}
-
-static int add_batch(row_columns *r, row_batch *b) {
-  row_batch **grown = PyMem_Realloc(r->batches, (r->nbatches + 1) * sizeof *grown);
-  if (!grown) {
-    PyErr_NoMemory();
-    return -1;
-  }
-  r->batches = grown;
-  r->batches[r->nbatches++] = b;
-  return 0;
 }
 
 static PyObject *reader_attach(PyObject *op, PyObject *const *args, Py_ssize_t nargs) {
