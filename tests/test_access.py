@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import logging
 import multiprocessing
@@ -12,6 +13,7 @@ import shutil
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -333,6 +335,37 @@ def test_commands_in_an_index_are_not_run(servers: Servers, folder: Path, tmp_pa
     with pytest.raises(UrlError):
         place.open("p.wdsindex")[14]
     assert not (tmp_path / "run").exists()
+
+
+def test_credentials_stay_with_the_host_of_the_index(folder: Path) -> None:
+    """Whoever wrote a remote index chose the hosts in it: what the user said for one is not told to another."""
+    asked: list[tuple[str, str | None]] = []
+
+    class Handler(SimpleHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append((self.headers["Host"].partition(":")[0], self.headers["X-Secret"]))
+            super().do_GET()
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=str(folder))) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            port = server.server_address[1]
+            index = wdstools.open(folder).index
+            index.shards.url = [f"http://localhost:{port}/{os.path.basename(url)}" for url in index.shards.url]
+            index.save(folder / "h.wdsindex")
+            url, options = f"http://127.0.0.1:{port}/h.wdsindex", {"headers": {"X-Secret": "s3cret"}}
+            dataset = wdstools.open(url, storage_options=options)
+            for again in (dataset, pickle.loads(pickle.dumps(dataset))):
+                with pytest.raises(StoreError, match="ignores Range"):
+                    again[0]
+        finally:
+            server.shutdown()
+            thread.join()
+    assert set(asked) == {("127.0.0.1", "s3cret"), ("localhost", None)}
 
 
 def test_what_cannot_be_opened(servers: Servers, folder: Path) -> None:

@@ -112,7 +112,8 @@ class Access:
     def _ranges(self, shard: int, wanted: Sequence[tuple[str, int, int]]) -> list[Sample]:
         """Samples (key, start, end) of a remote shard."""
         url, nbytes = self.index.shards.url[shard], self.index.shards.nbytes[shard]
-        store, path = self.stores.of(url)
+        home = self.index.url if isinstance(self.index, StoredIndex) else url
+        store, path = self.stores.beside(home, url).of(url)
         try:
             bodies = store.read_ranges(path, [(start, end) for _, start, end in wanted])
             stat = store._pins.get(path) or store.size(path)  # what came with the bytes
@@ -273,8 +274,13 @@ class StoredIndex(Index):
         self._source = source  # URL, how it was read, hash of its bytes
 
     @property
-    def name(self) -> str:
+    def url(self) -> str:
+        """Where it was read."""
         return self._source[0]
+
+    @property
+    def name(self) -> str:
+        return self.url
 
     def __reduce__(self) -> tuple[Any, ...]:
         return load_stored, self._source

@@ -58,6 +58,7 @@ class Stores:
     ) -> None:
         self._options, self._cache, self._retries = dict(storage_options or {}), cache, retries or Retries()
         self._stores: dict[str, Store] = {}
+        self._strangers: Stores | None = None
         if cache is not None:
             from wdstools.cache import parse
 
@@ -70,8 +71,7 @@ class Stores:
             raise UrlError(f"{url[:200]}: can only be streamed")
         if scheme == "file":
             return self._store("", "file"), urls.local_path(url) or ""
-        match = _ROOT.fullmatch(url)
-        root, path = (match[1], match[2]) if match else (url, "")
+        root, path = _split(url)
         scheme = _ALIASES.get(scheme, scheme)
         if scheme == "http":
             _check(url, root)
@@ -80,6 +80,15 @@ class Stores:
         if scheme in ("s3", "gs", "az") and root.endswith("//"):
             raise UrlError(f"{url}: names no bucket")
         return self._store(root + "/", scheme), path.removeprefix("/")
+
+    def beside(self, home: str, url: str) -> Stores:
+        """Return the stores for a URL that was found at `home`: options, which may be credentials, stay with the bucket
+        or host of home."""
+        if not self._options or _split(url)[0] == _split(home)[0]:
+            return self
+        if self._strangers is None:
+            self._strangers = Stores(cache=self._cache, retries=self._retries)
+        return self._strangers
 
     def _store(self, root: str, scheme: str) -> Store:
         if root not in self._stores:
@@ -97,6 +106,12 @@ class Stores:
 
             store = CachedStore(store, self._cache)
         return store
+
+
+def _split(url: str) -> tuple[str, str]:
+    """(scheme and host or bucket, the rest)."""
+    match = _ROOT.fullmatch(url)
+    return (match[1], match[2]) if match else (url, "")
 
 
 def _check(url: str, root: str) -> None:
