@@ -162,7 +162,8 @@ def as_file(pieces: Generator[Buffer, None, None], nbytes: int) -> BinaryIO:
 
 class _Pieces(io.RawIOBase):
     def __init__(self, pieces: Generator[Buffer, None, None]) -> None:
-        self._piece, self._pieces = memoryview(next(pieces, b"")), pieces
+        self._pieces = pieces  # first: close() is called on what was not finished, too
+        self._piece = memoryview(next(pieces, b""))
 
     def readable(self) -> bool:
         return True
