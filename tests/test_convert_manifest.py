@@ -14,7 +14,6 @@ import pyarrow.parquet as pq
 import pytest
 from convert_helpers import fields_of, go, listed, put, samples
 
-from wdstools.convert.manifest import is_manifest
 from wdstools.errors import SourceError
 
 ROWS = [
@@ -257,8 +256,3 @@ def test_newest_is_the_time_of_the_youngest_file(table: Path) -> None:
     os.utime(table / "img/b.png", ns=(5, 8_000_000_000))
     os.utime(table / "img/a.jpg", ns=(5, 7_000_000_000))
     assert listed(table / "set.csv")[0].newest == (8_000_000_000, str(table / "img/b.png"))
-
-
-def test_is_manifest() -> None:
-    assert all(is_manifest(n) for n in ("a.csv", "b.TSV", "c.jsonl", "d.ndjson", "e.parquet"))
-    assert not any(is_manifest(n) for n in ("a.tar", "csv", "a.json", "x.csv/y"))

@@ -319,8 +319,6 @@ class Index:
             raise IndexFileError(f"{self.name}: {problem}; build it anew with wds-index build --force")
         self._validated = True
 
-    _validate = validate
-
     def _check(self, row: int) -> None:
         if not 0 <= row < len(self):
             raise IndexError(f"row {row} of {len(self)}")

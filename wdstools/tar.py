@@ -10,7 +10,6 @@ from wdstools import _core
 
 BLOCK = 512
 END_MARKER = 2 * BLOCK  # two zero blocks end an archive
-GROUP_MAX = 1 << 20  # PAX and long name headers of one member, together
 
 TYPES = {
     "f": "file",

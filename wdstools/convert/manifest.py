@@ -26,11 +26,6 @@ Kinds = dict[str, Callable[[str], Any]]
 """What the text in a column stands for, where it goes into json: fields have it as it is."""
 
 
-def is_manifest(path: str) -> bool:
-    """Say whether a path is named like a manifest."""
-    return path.lower().endswith(SUFFIXES)
-
-
 class _Bad(Exception):
     """A row that makes no sample: (key, where, reason, detail)."""
 
