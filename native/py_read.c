@@ -143,9 +143,9 @@ static PyObject *check_key(read_call *c, PyObject *sample, const char *key, size
   return NULL;
 }
 
-/* The sample in bytes [start, end) of the shard behind fd, which must have the key. */
-static PyObject *read_sample(ReaderObject *self, int fd, uint64_t start, uint64_t end, const char *key, size_t key_len,
-                             PyObject *url, PyObject *local_path) {
+/* The sample in bytes [start, end) of a shard, which must have the key: out of data where they are there, else from fd. */
+static PyObject *read_sample(ReaderObject *self, int fd, const unsigned char *data, uint64_t start, uint64_t end, const char *key,
+                             size_t key_len, PyObject *url, PyObject *local_path) {
   read_call c = {.fd = fd, .start = start, .end = end, .make = &self->make};
   PyObject *sample = NULL;
   bool mine = !self->busy;
@@ -163,14 +163,17 @@ static PyObject *read_sample(ReaderObject *self, int fd, uint64_t start, uint64_
   unsigned char *scratch = c.buf;
   size_t scratch_cap = c.cap;
   if (self->make.views) {
-    c.backing = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(end - start));
+    c.backing = PyBytes_FromStringAndSize((const char *)data, (Py_ssize_t)(end - start));
     c.buf = c.backing ? (unsigned char *)PyBytes_AS_STRING(c.backing) : NULL;
     c.cap = (size_t)(end - start);
+  } else if (data) {
+    c.buf = (unsigned char *)data; /* nothing writes to it: all is there */
   }
+  if (data) c.at = start, c.len = c.cap = (size_t)(end - start);
   if (!self->make.views || c.backing) sample = parse_sample(&c);
   if (sample) sample = check_key(&c, sample, key, key_len);
   Py_CLEAR(c.make->sample);
-  if (!self->make.views) scratch = c.buf, scratch_cap = c.cap;
+  if (!self->make.views && !data) scratch = c.buf, scratch_cap = c.cap;
   Py_XDECREF(c.backing);
   if (mine) self->scratch = scratch, self->scratch_cap = scratch_cap, self->busy = false;
   else PyMem_RawFree(scratch), builder_clear(&c.own);
@@ -191,9 +194,27 @@ static PyObject *reader_read(PyObject *op, PyObject *const *args, Py_ssize_t nar
   }
   PyObject *key = PyUnicode_AsEncodedString(args[3], "utf-8", "surrogateescape");
   if (!key) return NULL;
-  PyObject *sample = read_sample((ReaderObject *)op, fd, start, end, PyBytes_AS_STRING(key), (size_t)PyBytes_GET_SIZE(key),
+  PyObject *sample = read_sample((ReaderObject *)op, fd, NULL, start, end, PyBytes_AS_STRING(key), (size_t)PyBytes_GET_SIZE(key),
                                  args[4], args[5]);
   Py_DECREF(key);
+  return sample;
+}
+
+static PyObject *reader_parse(PyObject *op, PyObject *const *args, Py_ssize_t nargs) {
+  if (nargs != 5 || !PyUnicode_Check(args[2])) {
+    PyErr_SetString(PyExc_TypeError, "parse(data: Buffer, start: int, key: str, url: str, local_path)");
+    return NULL;
+  }
+  uint64_t start;
+  Py_buffer data;
+  if (!as_u64(args[1], &start) || PyObject_GetBuffer(args[0], &data, PyBUF_SIMPLE)) return NULL;
+  PyObject *sample = NULL, *key = NULL;
+  if (!data.len || start > INT64_MAX - (uint64_t)data.len) PyErr_SetString(PyExc_ValueError, "not a byte range");
+  else if ((key = PyUnicode_AsEncodedString(args[2], "utf-8", "surrogateescape")))
+    sample = read_sample((ReaderObject *)op, -1, data.buf, start, start + (uint64_t)data.len, PyBytes_AS_STRING(key),
+                         (size_t)PyBytes_GET_SIZE(key), args[3], args[4]);
+  Py_XDECREF(key);
+  PyBuffer_Release(&data);
   return sample;
 }
 
@@ -223,7 +244,7 @@ static PyObject *reader_read_row(PyObject *op, PyObject *const *args, Py_ssize_t
   int fd = PyObject_AsFileDescriptor(PyTuple_GET_ITEM(file, 0));
   PyObject *sample =
       fd < 0 ? NULL
-             : read_sample(self, fd, start, end, key, key_len, PyTuple_GET_ITEM(file, 1), PyTuple_GET_ITEM(file, 2));
+             : read_sample(self, fd, NULL, start, end, key, key_len, PyTuple_GET_ITEM(file, 1), PyTuple_GET_ITEM(file, 2));
   rows_release(r);
   Py_DECREF(file);
   return sample;
@@ -309,6 +330,9 @@ static void reader_dealloc(PyObject *op) {
 static PyMethodDef reader_methods[] = {
     {"read", (PyCFunction)(void (*)(void))reader_read, METH_FASTCALL,
      "read(fd, start, end, key, url, local_path): the sample in bytes [start, end) of the shard behind fd"},
+    {"parse", (PyCFunction)(void (*)(void))reader_parse, METH_FASTCALL,
+     "parse(data, start, key, url, local_path): the sample in data, which are the bytes of the shard from start on; views are "
+     "into a copy"},
     {"attach", (PyCFunction)(void (*)(void))reader_attach, METH_FASTCALL,
      "attach(shard, start, end, key_ends, key_data, shard_nbytes): the columns of the first batch of an index, for read_row"},
     {"extend", (PyCFunction)(void (*)(void))reader_extend, METH_FASTCALL,

@@ -274,24 +274,6 @@ def test_errors_tell_the_byte_of_the_shard(servers: Servers, folder: Path) -> No
     assert str(there.value).split(": ")[-1] == str(here.value).split(": ")[-1]
 
 
-def test_files_in_memory_are_used_again(servers: Servers, folder: Path) -> None:
-    got = put(servers, "http", folder).open()
-    got.fetch(range(N))
-    access._Threads.files.clear()
-    got.fetch([3])
-    (one,) = access._Threads.files
-    for i in (4, 1, 58, 2):  # larger and smaller ones
-        assert got[i]["cls"] == b"%d" % i
-    assert list(access._Threads.files) == [one]
-    with access._Threads.file(1) as fd, access._Threads.file(1) as other:
-        assert fd == one != other
-    with access._Threads.file(access.KEPT + 1) as fd:
-        pass
-    assert len(access._Threads.files) == 1
-    with pytest.raises(OSError, match="Bad file"):
-        os.fstat(fd)
-
-
 def test_a_shard_that_is_not_there(servers: Servers, folder: Path) -> None:
     place = put(servers, "http", folder)
     (place.server.root / place.name / "r-001.tar").unlink()

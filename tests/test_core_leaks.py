@@ -168,6 +168,8 @@ def test_no_leak_in_random_access(views: bool) -> None:
                 reader.read_row(row, [(fd, URL, "/x")])
             for start, end, key in [(0, 512, "k0"), (0, ends[1], "k0"), (0, ends[0], "k1"), (starts[3], 1 << 40, "k3")]:
                 with contextlib.suppress(ValueError, MemoryError):
+                    reader.parse(GOOD[start:end], start, key, URL, None)
+                with contextlib.suppress(ValueError, MemoryError):
                     reader.read(fd, start, end, key, URL, None)
             for bad in ([*columns[:5], "text"], [b"1", *columns[1:]]):
                 with contextlib.suppress(ValueError, TypeError):

@@ -7,7 +7,7 @@ import gc
 import itertools
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -205,6 +205,66 @@ def test_a_range_whose_sample_is_not_sound() -> None:
     sparse[148:156] = b"%06o\0 " % sum(sparse[:148] + b" " * 8 + sparse[156:512])
     with regular(bytes(sparse)) as fd, pytest.raises(UnsupportedError):
         _core.SampleReader().read(fd, 0, 1024, "a", URL, None)
+
+
+# ---- bytes that somebody has read already
+
+
+def outcome(call: Callable[[], Sample]) -> Any:
+    try:
+        return items([call()])
+    except (ShardError, ValueError) as error:
+        return type(error), str(error)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    row=st.integers(0, len(ROWS) - 1),
+    views=st.booleans(),
+    fields=st.none() | st.sets(st.sampled_from(["cls", "jpg"])),
+    moved=st.tuples(st.sampled_from([0, 0, 0, -512, 512, 100]), st.sampled_from([0, 0, 0, -512, 512, 1024])),
+    flip=st.none() | st.tuples(st.integers(0, 3000), st.integers(1, 255)),
+    key=st.none() | st.just("other"),
+    kind=st.sampled_from([bytes, bytearray, memoryview]),
+)
+def test_parse_is_read(row: int, views: bool, fields: Any, moved: Any, flip: Any, key: Any, kind: Any) -> None:
+    shard, start, end, own = ROWS[row]
+    data = bytearray(SHARDS[shard])
+    start, end = max(0, start + moved[0]), min(len(data), end + moved[1])
+    if flip is not None:
+        data[(start + flip[0]) % len(data)] ^= flip[1]
+    reader = _core.SampleReader(fields=fields, views=views)
+    with regular(bytes(data)) as fd:
+        read = outcome(lambda: reader.read(fd, start, end, key or own, URL, "p"))
+    part = kind(data[start:end])
+    assert outcome(lambda: reader.parse(part, start, key or own, URL, "p")) == read
+    with opened() as files:  # what the reader keeps for reading is as it was
+        assert items([reader.read(files[0][0], *ROWS[3][1:], URL, None)])
+
+
+def test_parsed_views_are_of_a_copy() -> None:
+    _, start, end, key = ROWS[0]
+    part = bytearray(SHARDS[0][start:end])
+    sample = _core.SampleReader(views=True).parse(part, start, key, URL, None)
+    part[:] = bytes(len(part))
+    assert items([sample]) == [[(k, v) for k, v in TRUE[0] if k != "__local_path__"]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ((b"", 0, "a", URL, None), ValueError),
+        ((b"x" * 512, 2**63 - 100, "a", URL, None), ValueError),
+        ((b"x" * 512, -1, "a", URL, None), (OverflowError, ValueError)),
+        (("text", 0, "a", URL, None), TypeError),
+        ((b"x" * 512, 0, b"a", URL, None), TypeError),
+        ((b"x" * 512, 0, "a", URL), TypeError),
+        ((b"x" * 512, 0, "a", URL, None), HeaderError),
+    ],
+)
+def test_arguments_of_parse(arguments: Any, error: Any) -> None:
+    with pytest.raises(error):
+        _core.SampleReader().parse(*arguments)
 
 
 # ---- columns that lie

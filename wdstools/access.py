@@ -21,7 +21,6 @@ from wdstools.compression import MAGIC_BYTES, Decompressed, kind
 from wdstools.errors import ChangedError, PastEndError, ShardError, StaleIndexError, StoreError
 from wdstools.index import Index, Shards
 from wdstools.merge import merge
-from wdstools.ranges import Buffer
 from wdstools.samples import Sample
 from wdstools.storage import open_local, open_source
 from wdstools.store import Stores
@@ -31,7 +30,6 @@ R = TypeVar("R")
 
 OPEN_FILES = 64  # descriptors that a Dataset holds at most
 SHARDS = 32  # remote shards that are read at once
-KEPT = 1 << 20  # bytes of a file in memory that is used again
 INDEXED = 8  # shards that are streamed at once, to index them
 AHEAD = 64  # remote samples that are read together where they are asked for one after the other
 COMPRESSED = "is compressed ({}): random access needs plain tars; stream() reads it as it is"
@@ -121,20 +119,8 @@ class Access:
             raise self._stale(url, error) from error
         if stat.nbytes != nbytes:
             raise self._stale(url, f"{stat.nbytes} bytes, where the index has {nbytes}")
-        return [self._parsed(url, *place, body) for place, body in zip(wanted, bodies, strict=True)]
-
-    def _parsed(self, url: str, key: str, start: int, end: int, body: Buffer) -> Sample:
-        """The sample in bytes [start, end) of a shard, by the code that reads files: from a file in memory."""
-        nbytes = end - start
-        with _Threads.file(nbytes) as fd:
-            view = memoryview(body)
-            while view:
-                view = view[os.pwrite(fd, view, nbytes - len(view)) :]
-            try:
-                return self.reader.read(fd, 0, nbytes, key, url, None)
-            except ShardError as error:
-                at = None if error.offset is None else start + error.offset
-                raise type(error)(error.reason, error.url, at) from error
+        parse = self.reader.parse
+        return [parse(body, start, key, url, None) for (key, start, _), body in zip(wanted, bodies, strict=True)]
 
     def stale(self, error: ShardError) -> StaleIndexError:
         """The error for a shard whose bytes are not what the index says."""
@@ -147,39 +133,15 @@ class Access:
 
 
 class _Threads:
-    """The threads of this process that wait for remote shards, and the files in memory that they parse from. A forked
-    child has no threads of its parent's, and must not write to its files."""
+    """The threads of this process that wait for remote shards. A forked child has no threads of its parent's."""
 
     pool: ThreadPoolExecutor | None = None
-    files: deque[int] = deque()  # noqa: RUF012 - those that nobody uses now: their pages cost more than the copying
     inherited: list[object] = []  # noqa: RUF012 - kept for ever: its queue may have been locked at the fork
 
     @classmethod
     def after_fork(cls) -> None:
         cls.inherited.append(cls.pool)
         cls.pool = None
-        files, cls.files = cls.files, deque()
-        for fd in files:
-            os.close(fd)
-
-    @classmethod
-    @contextlib.contextmanager
-    def file(cls, nbytes: int) -> Iterator[int]:
-        """A file in memory that nobody else has. `nbytes`: that will be written to it."""
-        files = cls.files
-        try:
-            fd = files.pop()
-        except IndexError:
-            fd = os.memfd_create("sample", os.MFD_CLOEXEC)
-        try:
-            yield fd
-        except BaseException:
-            os.close(fd)
-            raise
-        if nbytes <= KEPT and len(files) < SHARDS:
-            files.append(fd)
-        else:
-            os.close(fd)
 
     @classmethod
     def map(cls, function: Callable[..., R], calls: Iterable[tuple[Any, ...]]) -> Iterator[R]:
