@@ -250,47 +250,17 @@ static PyObject *reader_read_row(PyObject *op, PyObject *const *args, Py_ssize_t
   return sample;
 }
 
-static PyObject *reader_attach(PyObject *op, PyObject *const *args, Py_ssize_t nargs) {
+static PyObject *reader_attach(PyObject *op, PyObject *rows) {
   ReaderObject *self = (ReaderObject *)op;
-  if (nargs != BATCH_COLUMNS + 1) {
-    PyErr_SetString(PyExc_TypeError, "attach(shard, start, end, key_ends, key_data, shard_nbytes)");
+  if (!PyObject_TypeCheck(rows, self->make.st->rows_type)) {
+    PyErr_SetString(PyExc_TypeError, "attach(rows: Rows)");
     return NULL;
   }
-  row_columns *r = PyMem_Calloc(1, sizeof *r), *before;
-  if (!r) return PyErr_NoMemory();
-  r->refs = 1;
-  row_batch *batch = NULL;
-  if (PyObject_GetBuffer(args[BATCH_COLUMNS], &r->shard_nbytes, PyBUF_FORMAT | PyBUF_ND)) goto fail;
-  if (r->shard_nbytes.itemsize != 8) {
-    PyErr_SetString(PyExc_ValueError, "columns that do not go together");
-    goto fail;
-  }
-  if (!(batch = batch_new(args)) || add_batch(r, batch)) goto fail;
-  before = self->rows; /* as it is now: an exporter may have run Python */
-  self->rows = r;
+  row_columns *before = self->rows;
+  self->rows = ((RowsObject *)rows)->rows;
+  self->rows->refs++;
   rows_release(before);
   Py_RETURN_NONE;
-fail:
-  if (batch) batch_free(batch);
-  rows_release(r);
-  return NULL;
-}
-
-static PyObject *reader_extend(PyObject *op, PyObject *const *args, Py_ssize_t nargs) {
-  if (nargs != BATCH_COLUMNS) {
-    PyErr_SetString(PyExc_TypeError, "extend(shard, start, end, key_ends, key_data)");
-    return NULL;
-  }
-  row_batch *batch = batch_new(args);
-  if (!batch) return NULL;
-  row_columns *r = ((ReaderObject *)op)->rows;
-  if (!r || r->batches[r->nbatches - 1]->nrows != r->batches[0]->nrows || batch->nrows > r->batches[0]->nrows) {
-    PyErr_SetString(PyExc_ValueError, "all batches but the last must have as many rows as the first");
-  } else if (!add_batch(r, batch)) {
-    Py_RETURN_NONE;
-  }
-  batch_free(batch);
-  return NULL;
 }
 
 static PyObject *reader_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
@@ -333,11 +303,7 @@ static PyMethodDef reader_methods[] = {
     {"parse", (PyCFunction)(void (*)(void))reader_parse, METH_FASTCALL,
      "parse(data, start, key, url, local_path): the sample in data, which are the bytes of the shard from start on; views are "
      "into a copy"},
-    {"attach", (PyCFunction)(void (*)(void))reader_attach, METH_FASTCALL,
-     "attach(shard, start, end, key_ends, key_data, shard_nbytes): the columns of the first batch of an index, for read_row"},
-    {"extend", (PyCFunction)(void (*)(void))reader_extend, METH_FASTCALL,
-     "extend(shard, start, end, key_ends, key_data): the columns of the next batch; all batches but the last must have as "
-     "many rows as the first"},
+    {"attach", reader_attach, METH_O, "attach(rows): the columns of an index, for read_row"},
     {"read_row", (PyCFunction)(void (*)(void))reader_read_row, METH_FASTCALL,
      "read_row(row, files): the sample of a row, files being None or (fd, url, local_path, ...) for each shard; None where "
      "the shard is not open or the row is not sound"},

@@ -16,8 +16,9 @@ from helpers import make_tar
 
 from wdstools import build
 from wdstools.dataset import Dataset
-from wdstools.index import Index, Shards
+from wdstools.index import Index
 from wdstools.samples import split_name
+from wdstools.shardtable import Shards
 
 Files = list[tuple[str, bytes]]
 

@@ -31,7 +31,8 @@ from indexing import (
 
 from wdstools import build, errors
 from wdstools.dataset import Dataset
-from wdstools.index import Index, Shards
+from wdstools.index import Index
+from wdstools.shardtable import Shards
 
 
 @pytest.fixture

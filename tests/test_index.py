@@ -31,11 +31,19 @@ from indexing import (
 )
 
 import wdstools.index
-from wdstools import build, errors
+from wdstools import build, errors, indexfile
 from wdstools.columns import make_fields
 from wdstools.dataset import Dataset
-from wdstools.index import Field, Index, Shards
+from wdstools.index import Field, Index
 from wdstools.merge import merge
+from wdstools.shardtable import Shards
+
+
+@pytest.fixture(autouse=True, params=["mapped", "read"])
+def how(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test with rows that are looked up in the map, and with rows that are read, as those of large files are."""
+    if request.param == "read":
+        monkeypatch.setattr(indexfile, "MAPPED", 0)
 
 
 def make(tmp_path: Path, shards: int = 3, samples: int = 6, **options: Any) -> Index:
@@ -155,7 +163,8 @@ def test_the_file_is_as_the_format_page_says(tmp_path: Path) -> None:
     nbytes = os.path.getsize(path)
     shards = {"url": ["t-000000.tar"], "nbytes": [nbytes], "mtime": [20], "nsamples": [2], "nmembers": [3]}
     assert json.loads(table.schema.metadata[b"wds.shards"]) == shards
-    assert set(table.schema.metadata) == {b"wds.version", b"wds.shards"}
+    assert table.schema.metadata[b"wds.batch_rows"] == b"2"
+    assert set(table.schema.metadata) == {b"wds.version", b"wds.shards", b"wds.batch_rows"}
 
 
 def test_an_index_made_by_hand_is_read(tmp_path: Path) -> None:

@@ -19,9 +19,10 @@ import pyarrow as pa
 from wdstools import _core, build, urls
 from wdstools.compression import MAGIC_BYTES, Decompressed, kind
 from wdstools.errors import ChangedError, PastEndError, ShardError, StaleIndexError, StoreError
-from wdstools.index import Index, Shards
+from wdstools.index import Index
 from wdstools.merge import merge
 from wdstools.samples import Sample
+from wdstools.shardtable import Shards
 from wdstools.storage import open_local, open_source
 from wdstools.store import Stores
 
@@ -258,7 +259,7 @@ def load_stored(url: str, stores: Stores, known: int | None = None) -> StoredInd
     found = _core.hash_key(data)
     if known is not None and found != known:
         raise ChangedError(f"{url}: was replaced while it was in use; open it anew")
-    index = Index._read(pa.BufferReader(data), url, urls.dirname(url))
+    index = Index.parse(data, url, urls.dirname(url))
     return StoredIndex(index.table, index.shards, index.metadata, (url, stores, found))
 
 

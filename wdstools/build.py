@@ -15,8 +15,9 @@ import pyarrow as pa
 from wdstools import _core, urls
 from wdstools.columns import CORE, HIDDEN, Lift, lift_column, make_fields, one_chunk, text_array
 from wdstools.errors import IndexFileError, NotFoundError, ShardError, StaleIndexError, UrlError, WdsError
-from wdstools.index import Index, Shards, canonical
+from wdstools.index import Index
 from wdstools.merge import Metadata, Spool, merge
+from wdstools.shardtable import Shards, canonical
 from wdstools.storage import Source, open_local, open_source
 
 CHECK_ROWS = 1 << 14

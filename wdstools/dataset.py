@@ -15,8 +15,9 @@ from wdstools import urls
 from wdstools.access import Access, index_shards, is_remote, load_stored
 from wdstools.decode import Decode, make_decoder
 from wdstools.errors import AccessError, NotFoundError, ShardError
-from wdstools.index import SUFFIX, Index, canonical
+from wdstools.index import SUFFIX, Index
 from wdstools.samples import Sample
+from wdstools.shardtable import canonical
 from wdstools.store import Stores
 from wdstools.views import Rows, View
 
