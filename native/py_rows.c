@@ -17,6 +17,7 @@ void rows_release(row_columns *r) {
   if (!r || --r->refs) return;
   for (size_t i = 0; r->batches && i < r->nbatches; i++) batch_free(r->batches[i]);
   if (r->shard_nbytes.obj) PyBuffer_Release(&r->shard_nbytes);
+  if (r->shard_ends.obj) PyBuffer_Release(&r->shard_ends);
   if (r->fd >= 0) close(r->fd);
   PyMem_Free(r->batches);
   PyMem_Free(r->filed);
@@ -84,12 +85,20 @@ static int key_in_file(const row_columns *r, const file_batch *b, size_t i, row_
 }
 
 static int row_in_file(const row_columns *r, const file_batch *b, size_t i, row_found *f, bool key_only) {
-  uint32_t shard = 0;
-  if (!key_only && (get_at(r, &shard, 4, b->shard + 4 * i) || get_at(r, &f->start, 8, b->start + 8 * i) ||
-                    get_at(r, &f->end, 8, b->end + 8 * i)))
+  if (!key_only && (get_at(r, &f->start, 8, b->start + 8 * i) || get_at(r, &f->end, 8, b->end + 8 * i)))
     return ROW_ERROR;
-  f->shard = shard;
   return key_in_file(r, b, i, f);
+}
+
+/* The first shard whose rows end behind this one: a shard may have none. */
+static uint64_t shard_of(const row_columns *r, uint64_t row) {
+  size_t low = 0, high = (size_t)r->shard_ends.len / 8;
+  while (low < high) {
+    size_t middle = low + (high - low) / 2;
+    if (number(&r->shard_ends, middle) <= row) low = middle + 1;
+    else high = middle;
+  }
+  return low;
 }
 
 int find_row(row_columns *r, size_t row, row_found *f, bool key_only) {
@@ -103,6 +112,7 @@ int find_row(row_columns *r, size_t row, row_found *f, bool key_only) {
     if (!find_key(b, row, &f->key, &f->key_len)) return not_sound("key outside of the file");
   } else if (r->filed && r->filed[i].key_width) {
     r->refs++;
+    f->shard = shard_of(r, r->first[i] + row);
     int status = row_in_file(r, &r->filed[i], row, f, key_only);
     rows_release(r);
     if (status != ROW_FOUND) {
@@ -185,14 +195,14 @@ static PyObject *rows_put_at(PyObject *op, PyObject *args) {
   PyObject *which;
   file_batch b;
   unsigned char width;
-  if (!PyArg_ParseTuple(args, "OO&O&O&O&O&O&b", &which, as_u64, &b.shard, as_u64, &b.start, as_u64, &b.end, as_u64,
+  if (!PyArg_ParseTuple(args, "OO&O&O&O&O&b", &which, as_u64, &b.start, as_u64, &b.end, as_u64,
                         &b.key_ends, as_u64, &b.key_data, as_u64, &b.key_nbytes, &width))
     return NULL;
   b.key_width = width;
   Py_ssize_t i = vacant(r, which);
   if (i == -2) return NULL;
   uint64_t most = (uint64_t)INT64_MAX / 4;
-  if (!r->filed || (width != 4 && width != 8) || b.shard > most || b.start > most || b.end > most || b.key_ends > most ||
+  if (!r->filed || (width != 4 && width != 8) || b.start > most || b.end > most || b.key_ends > most ||
       b.key_data > most || b.key_nbytes > most) {
     PyErr_SetString(PyExc_ValueError, "not places in a file");
     return NULL;
@@ -226,7 +236,8 @@ static int layout(row_columns *r, PyObject *first) {
   return 0;
 }
 
-static row_columns *columns_new(PyObject *first, PyObject *shard_nbytes, int fd) {
+/* shard_ends, fd: NULL and -1, or both there. */
+static row_columns *columns_new(PyObject *first, PyObject *shard_nbytes, PyObject *shard_ends, int fd) {
   row_columns *r = PyMem_Calloc(1, sizeof *r);
   if (!r) return (row_columns *)PyErr_NoMemory();
   r->refs = 1, r->fd = -1;
@@ -235,7 +246,12 @@ static row_columns *columns_new(PyObject *first, PyObject *shard_nbytes, int fd)
     PyErr_SetString(PyExc_ValueError, "sizes of shards that are not of 64 bits");
     goto fail;
   }
-  if (fd >= 0) {
+  if (fd >= 0 && shard_ends) {
+    if (PyObject_GetBuffer(shard_ends, &r->shard_ends, PyBUF_FORMAT | PyBUF_ND)) goto fail;
+    if (r->shard_ends.itemsize != 8 || r->shard_ends.len != r->shard_nbytes.len) {
+      PyErr_SetString(PyExc_ValueError, "not one end for every shard");
+      goto fail;
+    }
     if (!(r->filed = PyMem_Calloc(r->nbatches + 1, sizeof *r->filed))) {
       PyErr_NoMemory();
       goto fail;
@@ -252,11 +268,11 @@ fail:
 }
 
 static PyObject *rows_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
-  static char *names[] = {"first", "shard_nbytes", "fd", NULL};
-  PyObject *first, *shard_nbytes;
+  static char *names[] = {"first", "shard_nbytes", "shard_ends", "fd", NULL};
+  PyObject *first, *shard_nbytes, *shard_ends = NULL;
   int fd = -1;
-  if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|i", names, &first, &shard_nbytes, &fd)) return NULL;
-  row_columns *r = columns_new(first, shard_nbytes, fd);
+  if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|Oi", names, &first, &shard_nbytes, &shard_ends, &fd)) return NULL;
+  row_columns *r = columns_new(first, shard_nbytes, shard_ends, fd);
   if (!r) return NULL;
   RowsObject *self = (RowsObject *)type->tp_alloc(type, 0);
   if (self) self->rows = r;
@@ -277,15 +293,16 @@ static PyMethodDef rows_methods[] = {
     {"put", (PyCFunction)(void (*)(void))rows_put, METH_FASTCALL,
      "put(number, shard, start, end, key_ends, key_data): the columns of a batch, which stay those that were put first"},
     {"put_at", rows_put_at, METH_VARARGS,
-     "put_at(number, shard, start, end, key_ends, key_data, key_nbytes, key_width): where they begin in the file; "
+     "put_at(number, start, end, key_ends, key_data, key_nbytes, key_width): where they begin in the file; "
      "key_width: 4 or 8 bytes for an end of a key"},
     {"locate", rows_locate, METH_O,
      "locate(row): (key, shard, start, end), or None where the batch is not there; ValueError where it is not sound"},
     {"key", rows_key, METH_O, "key(row): the key; otherwise as locate"},
     {NULL, NULL, 0, NULL}};
 static PyType_Slot rows_slots[] = {
-    {Py_tp_doc, "Rows(first, shard_nbytes, fd=-1): the columns of an index that rows are found in. first: u64, the first row "
-                "of every batch and the end; fd: the file of put_at, of which a copy is held"},
+    {Py_tp_doc, "Rows(first, shard_nbytes, shard_ends=..., fd=-1): the columns of an index that rows are found in. first: u64, "
+                "the first row of every batch and the end; fd: the file of put_at, of which a copy is held; shard_ends: for "
+                "put_at, the row behind the last of each shard"},
     {Py_tp_new, rows_new},
     {Py_tp_dealloc, rows_dealloc},
     {Py_tp_methods, rows_methods},

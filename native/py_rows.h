@@ -11,9 +11,9 @@ typedef struct {
 } row_batch;
 enum { BATCH_COLUMNS = 5 };
 
-/* A batch in the file: the offsets of its columns. */
+/* A batch in the file: the offsets of its columns. The shards of its rows follow from their numbers of samples. */
 typedef struct {
-  uint64_t shard, start, end, key_ends, key_data, key_nbytes;
+  uint64_t start, end, key_ends, key_data, key_nbytes;
   uint8_t key_width; /* of an offset of a key: 4 or 8; 0: this batch is not attached */
 } file_batch;
 
@@ -25,7 +25,7 @@ typedef struct {
   uint64_t *first;     /* the first row of every batch, and the end */
   size_t nbatches, nrows, refs;
   size_t batch_rows; /* of every batch but the last; 0: they differ */
-  Py_buffer shard_nbytes;
+  Py_buffer shard_nbytes, shard_ends; /* shard_ends: of the rows of every shard; with a file only */
   int fd; /* our own, or -1 */
 } row_columns;
 

@@ -164,17 +164,17 @@ def test_no_leak_in_random_access(views: bool) -> None:
         def act() -> None:
             reader = _core.SampleReader({"jpg", "é"}, views)
             first = array.array("Q", [0, 4])
-            rows = _core.Rows(first, columns[5], fd)
+            rows = _core.Rows(first, columns[5], first[1:], fd)
             for bad in ([*columns[:4], "text"], [b"1", *columns[1:5]]):
                 with contextlib.suppress(ValueError, TypeError):
                     rows.put(0, *bad)
             assert rows.locate(0) is None
             rows.put(0, *columns[:5])
             reader.attach(rows)
-            filed = _core.Rows(first, columns[5], fd)
+            filed = _core.Rows(first, columns[5], first[1:], fd)
             for number in (0, 0, 1):
                 with contextlib.suppress(IndexError):
-                    filed.put_at(number, 0, 0, 0, 0, 0, 1 << 20, 8)
+                    filed.put_at(number, 0, 0, 0, 0, 1 << 20, 8)
             for row in range(5):
                 rows.locate(row), rows.key(row)
                 with contextlib.suppress(ValueError):
@@ -190,7 +190,7 @@ def test_no_leak_in_random_access(views: bool) -> None:
                 reader.attach(columns)  # type: ignore[arg-type]
             for first_rows, sizes in ([b"1", columns[5]], [first, b"1"], [array.array("Q", [0, 4, 4]), columns[5]]):
                 with contextlib.suppress(ValueError):
-                    _core.Rows(first_rows, sizes, fd)
+                    _core.Rows(first_rows, sizes, first[1:], fd)
             reader.attach(rows)
 
         check(act)

@@ -18,6 +18,7 @@ from indexing import (
     as_file,
     build_of,
     fields_of,
+    index_of,
     labelled,
     metadata_of,
     model,
@@ -32,7 +33,6 @@ from indexing import (
 
 import wdstools.index
 from wdstools import build, errors, indexfile
-from wdstools.columns import make_fields
 from wdstools.dataset import Dataset
 from wdstools.index import Field, Index
 from wdstools.merge import merge
@@ -252,16 +252,6 @@ def test_find_against_a_list(keys: list[str]) -> None:
     for key in {*keys, "nobody"}:
         assert index.find(key) == [i for i, k in enumerate(keys) if k == key]
     assert index.duplicates() == {k: [i for i, o in enumerate(keys) if o == k] for k in keys if keys.count(k) > 1}
-
-
-def index_of(keys: list[str]) -> Index:
-    """An index of these keys, each with an empty field x, of a shard that is not there."""
-    n = len(keys)
-    starts = np.arange(n, dtype=np.uint64) * 512
-    fields = make_fields(np.arange(n) + 1, np.zeros(n, np.int32), ["x"], [starts, starts + 512, np.zeros(n, np.uint64)])
-    hashes = np.array([naive_hash(key) for key in keys], np.uint64)
-    table = build.assemble(pa.array(keys, pa.utf8()), np.zeros(n, np.uint32), starts, starts + 512, fields, hashes, {})
-    return Index(table, Shards(["/t.tar"], [512 * n], [0], [n], [n]))
 
 
 def test_hashes_that_collide(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,14 +38,13 @@ class Walker(Iterator[tuple[str, str, str, int, int, int, int]]):
     def __next__(self) -> tuple[str, str, str, int, int, int, int]: ...
 
 class Rows:
-    def __new__(cls, first: Buffer, shard_nbytes: Buffer, fd: int = -1) -> Rows: ...
+    def __new__(cls, first: Buffer, shard_nbytes: Buffer, shard_ends: Buffer = ..., fd: int = -1) -> Rows: ...
     def put(
         self, number: int, shard: Buffer, start: Buffer, end: Buffer, key_ends: Buffer, key_data: Buffer, /
     ) -> None: ...
     def put_at(
         self,
         number: int,
-        shard: int,
         start: int,
         end: int,
         key_ends: int,

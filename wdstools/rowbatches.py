@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import array
 import bisect
 from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
 
-import numpy as np
 import pyarrow as pa
 
 from wdstools import _core
@@ -31,9 +31,13 @@ class RowBatches:
         self.rows = first[-1]
         large = file is not None and file.fd >= 0
         self._large = file if large else None
-        self.core = _core.Rows(np.array(first, np.uint64), shards.sizes(), file.fd if file is not None else -1)
+        rows, sizes = array.array("Q", first), shards.sizes()
+        self._ends = array.array("Q", accumulate(shards.nsamples) if file is not None else [])
+        if self._large is not None:
+            self.core = _core.Rows(rows, sizes, self._ends, self._large.fd)
+        else:
+            self.core = _core.Rows(rows, sizes)
         self._pairs: dict[int, _Pairs] = {}
-        self._ends = list(accumulate(shards.nsamples)) if file is not None and len(first) > 2 else None
 
     def touch(self, row: int) -> None:
         """Attach the batch of a row, which is before the end, to `core`."""
@@ -48,9 +52,9 @@ class RowBatches:
         columns += [_part(ends, "key", key.offset * width, (n + 1) * width), data if data else pa.py_buffer(b"")]
         self._compare_shards(number, memoryview(columns[0]).cast("I"))
         if self._large is not None:
-            shard, start, end, key_ends, key_data = map(self._large.place, columns)
-            if min(shard, start, end, key_ends, key_data) >= 0:
-                self.core.put_at(number, shard, start, end, key_ends, key_data, columns[-1].size, width)
+            start, end, key_ends, key_data = map(self._large.place, columns[1:])
+            if min(start, end, key_ends, key_data) >= 0:
+                self.core.put_at(number, start, end, key_ends, key_data, columns[-1].size, width)
                 return
         self.core.put(number, *map(_view, columns, (4, 8, 8, width, 1)))
 
@@ -91,7 +95,7 @@ class RowBatches:
     def _compare_shards(self, number: int, shard: memoryview) -> None:
         """Whether both ends of a batch are in the shards that the shard table says: a sign that batches before it have
         not as many rows as the file declares."""
-        if self._ends is None:
+        if not self._ends or len(self._first) == 2:
             return
         for i in (0, -1):
             if shard[i] != bisect.bisect_right(self._ends, self._first[number - i] + i):
