@@ -157,7 +157,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.folder or Path(temporary)
         print(
-            "| index | open ms | resident MB after (imports alone) | peak MB | us a row: all | of it CPU | first tenth | last 80% |"
+            "| index | open ms | resident MB after (imports alone) | peak MB "
+            "| us a row: all | of it CPU | first tenth | last 80% |"
         )
         print("|---|---|---|---|---|---|---|---|")
         for name, make in {"huge": huge, "real": real}.items():
@@ -171,8 +172,8 @@ def main() -> None:
             print(
                 f"| {name}, {len(Index.load(path)):,} rows | {middle['open'] * 1e3:.1f} ({low:.1f} to {high:.1f}) "
                 f"| {middle['resident'] / 1e6:.0f} ({middle['imported'] / 1e6:.0f}) | {middle['peak'] / 1e6:.0f} "
-                f"| {middle['all'] * 1e6:.2f} ({least:.2f} to {most:.2f}) | {middle['cpu'] * 1e6:.2f} | {middle['first'] * 1e6:.2f} "
-                f"| {middle['steady'] * 1e6:.2f} |",
+                f"| {middle['all'] * 1e6:.2f} ({least:.2f} to {most:.2f}) | {middle['cpu'] * 1e6:.2f} "
+                f"| {middle['first'] * 1e6:.2f} | {middle['steady'] * 1e6:.2f} |",
                 flush=True,
             )
 

@@ -1,4 +1,4 @@
-"""The index of a set of shards: an Arrow table, one row a sample, memory-mapped. Reading, look-up, queries, saving.
+"""The index of a set of shards: an Arrow table, one row a sample, in memory or in a file. Look-up, queries, saving.
 
 File format, version 1: an Arrow IPC file, uncompressed, whose batches have these columns (docs/index-format.md):
 
@@ -11,7 +11,9 @@ File format, version 1: an Arrow IPC file, uncompressed, whose batches have thes
     _hash   uint64         XXH64 of every key, sorted over the whole file, and
     _row    uint64         the row that it belongs to
 
-and whose schema metadata has `wds.version` = "1" and `wds.shards`, JSON: {"url": [...], "nbytes": [...], ...}.
+and whose schema metadata has `wds.version` = "1", `wds.shards`, JSON: {"url": [...], "nbytes": [...], ...}, and
+`wds.batch_rows`, the rows of every batch but the last. Opening a file reads its footer and two batches' headers; every
+other batch is looked at when a row of it is asked for (indexfile, rowbatches).
 """
 
 from __future__ import annotations
@@ -58,9 +60,9 @@ def _as_index_errors(name: str) -> Iterator[None]:
 
 
 class Index:
-    """An index, in memory or mapped from a file. Rows are samples, from 0, in the order of the shards.
+    """An index, in memory or in a file. Rows are samples, from 0, in the order of the shards.
 
-    `table`: the Arrow table; `shards`: the shard table; `path`: the file, or None; `metadata`: what else the file says
+    `shards`: the shard table; `path`: the file, or None; `metadata`: what else the file says
     of itself, as `wds.job`.
     """
 
@@ -164,7 +166,7 @@ class Index:
         """
         try:
             found = self._find(row)
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             raise self._unsound(row, error) from error
         return found if found is not None else self._looked_up(self._find, row)
 
@@ -176,7 +178,7 @@ class Index:
             if found is None:
                 self._batches.touch(row)
                 found = function(row)
-        except (ValueError, OSError) as error:  # those of Arrow are both or the first
+        except (pa.ArrowException, ValueError, OSError) as error:
             raise self._unsound(row, error) from error
         if found is None:
             raise self._unsound(row, "it cannot be found")
@@ -194,8 +196,13 @@ class Index:
     def find(self, key: str) -> list[int]:
         """Return the rows of a key, in order: none, one, or more where shards share keys. Raises IndexFileError."""
         wanted = hash_key(key)
-        with _as_index_errors(self.name):
-            return sorted(row for row in self._batches.hashed(wanted) if row < len(self) and self.key(row) == key)
+        try:
+            found = [row for row in self._batches.hashed(wanted) if row < self._rows and self.key(row) == key]
+        except WdsError:
+            raise
+        except (pa.ArrowException, ValueError, OSError) as error:
+            raise IndexFileError(f"{self.name}: {soundness.line(error)}") from error
+        return sorted(found)
 
     def duplicates(self) -> dict[str, list[int]]:
         """Return the keys that more than one row has, with the rows. Raises IndexFileError."""

@@ -72,7 +72,7 @@ class RowBatches:
     def hashed(self, wanted: int) -> Iterator[int]:
         """Yield the rows that a hash belongs to."""
         n = len(self._first) - 1
-        after = bisect.bisect_left(range(n), wanted, key=lambda number: self._hashes(number)[0][0])
+        after = bisect.bisect_left(range(n), wanted, key=self._least) if n > 1 else 0
         for number in range(max(after - 1, 0), n):
             hashes, rows = self._hashes(number)
             i = bisect.bisect_left(hashes, wanted)
@@ -83,6 +83,9 @@ class RowBatches:
                 break
         if self._large is not None:
             self._large.trim()
+
+    def _least(self, number: int) -> int:
+        return self._hashes(number)[0][0]
 
     def _hashes(self, number: int) -> _Pairs:
         pairs = self._pairs.get(number)

@@ -11,6 +11,8 @@ from wdstools import urls
 
 _LARGEST = (1 << 63) - 1  # bytes of a file
 
+_ABSOLUTE = ("/", "s3://", "gs://", "az://", "https://", "http://")  # for a quick look
+
 # what can make of a name something else than a file below the folder: such names are looked at one by one
 _SPECIAL = (":", "%", "?", "#", "\0", "..", "\n/", "\n.", "\n\n")
 
@@ -88,4 +90,4 @@ def _resolved(names: list[str], base: str) -> list[str]:
     if names and text[-1] != "\n" and text.count("\n") == len(names) and not any(map(text.__contains__, _SPECIAL)):
         folder = urls.join(base, "x")[:-1]
         return [folder + name for name in names]
-    return [name if urls.is_absolute(name) else urls.join(base, name) for name in names]
+    return [name if name.startswith(_ABSOLUTE) or urls.is_absolute(name) else urls.join(base, name) for name in names]
