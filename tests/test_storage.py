@@ -356,6 +356,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send_response(302)
             self.send_header("Location", "/" + what[3:])
             self.send_header("Content-Length", "0")
+            self.send_header("Connection", "close")  # or a client that is quick asks on this one
             self.end_headers()
         elif what == "no-http":
             self.wfile.write(b"what?\r\n\r\n")
