@@ -170,6 +170,32 @@ def test_mixtures_stop_and_resume(a: int, b: int, weight: int, where: float, len
         assert rest(whole.state_dict(), world) == expected[stop:]
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_samples_of_a_mixture_name_their_source(dataset: Dataset, workers: int) -> None:
+    mixed = {"low": (dataset[:40], 2), "high": (dataset[40:], 1)}
+    seen = set()
+    for batch in loader(mixed, 5, num_workers=workers, epoch_length="all"):
+        for label, source in zip(batch["cls"], batch["__source__"], strict=True):
+            assert source == ("low" if int(label) < 40 else "high")
+            seen.add(int(label))
+    assert len(seen) > COUNT - 5  # the tail is dropped
+    (batch,) = loader({"only": (dataset[:5], 1)}, 5)
+    assert batch["__source__"] == ["only"] * 5
+    assert "__source__" not in next(iter(loader(dataset, 5)))
+    told: list[str] = []
+    next(iter(loader(mixed, 5, transform=lambda sample: told.append(sample["__source__"]) or 0)))  # type: ignore[func-returns-value]
+    assert len(told) == 5
+
+
+def test_a_source_is_never_overwritten() -> None:
+    kept = [{"__key__": "a", "n": 1}]
+    assert [b["__source__"] for b in loader({"x": (kept, 1)}, 1)] == [["x"]]
+    assert kept == [{"__key__": "a", "n": 1}]
+    theirs = {"x": ([{"__key__": "a", "__source__": "theirs"}], 1)}
+    with pytest.raises(ValueError, match="sample 'a' of source 'x' has a field __source__ already"):
+        drain(loader(theirs, 1))
+
+
 def test_seeds_and_epochs() -> None:
     def order(seed: int, epoch: int) -> list[int]:
         mine = loader(Numbers(500), 10, seed=seed)
@@ -283,6 +309,7 @@ def test_fingerprints(dataset: Dataset, tmp_path: Path) -> None:
     views = [one, one[:10], one[10:20], Dataset(one.index, rows), Dataset(one.index, rows[::-1])]
     assert len(set(map(fingerprint, views))) == len(views)
     assert fingerprint(Numbers(3)) == "Numbers"
+    assert fingerprint([1, 2]) == "list"
 
     class Own(Numbers):
         fingerprint = "mine"

@@ -55,7 +55,8 @@ def loader(
     """Return the Loader of a dataset.
 
     `dataset`: a Dataset, anything with a length and numbered samples, or a mixture {name: (dataset, weight)}, whose
-    epochs are as Mix describes (`epoch_length`). `batch_size`: samples per rank and step. `shuffle`, `seed`, `block`,
+    epochs are as Mix describes (`epoch_length`), and whose samples, where they are dicts, have the name as
+    `__source__`; one that has such a field already is a ValueError. `batch_size`: samples per rank and step. `shuffle`, `seed`, `block`,
     `resample`: as in Plan. `tail`: as in Deal, "drop" unless said; drop_last=True is "drop" and, on one rank,
     drop_last=False is "uneven". `rank`, `world`: this process among how many; unless both are given, those of
     torch.distributed where it is initialised, else RANK and WORLD_SIZE of the environment, else 0 of 1.
@@ -76,7 +77,8 @@ def loader(
         plan = Mix(plans, seed=seed, shuffle=shuffle, epoch_length=epoch_length, **dealt)
     else:
         plan = Plan(len(dataset), data=plans[""][0].data, **order, **dealt)
-    samples = _Samples([d for d, _ in sources.values()], transform)
+    names = list(sources) if isinstance(dataset, Mapping) else None
+    samples = _Samples([d for d, _ in sources.values()], transform, names)
     return Loader(samples, PlanBatchSampler(plan), collate_fn=collate, num_workers=num_workers, **options)
 
 
@@ -145,10 +147,12 @@ class _Ahead(PlanBatchSampler):
 
 
 class _Samples:
-    """Datasets put end to end, with a transform: what a worker reads."""
+    """Datasets put end to end, with a transform: what a worker reads. `names`: of the sources of a mixture."""
 
-    def __init__(self, datasets: Sequence[Any], transform: Callable[[Any], Any] | None) -> None:
-        self.datasets, self.transform = list(datasets), transform
+    def __init__(
+        self, datasets: Sequence[Any], transform: Callable[[Any], Any] | None, names: Sequence[str] | None = None
+    ) -> None:
+        self.datasets, self.transform, self.names = list(datasets), transform, names
         self.ends = np.cumsum([len(dataset) for dataset in datasets])
 
     def __len__(self) -> int:
@@ -158,7 +162,7 @@ class _Samples:
         return self.__getitems__([number])[0]
 
     def __getitems__(self, numbers: list[int]) -> list[Any]:
-        if len(self.datasets) == 1:
+        if self.names is None:
             found = _fetch(self.datasets[0], numbers)
         else:
             found = [None] * len(numbers)
@@ -168,7 +172,7 @@ class _Samples:
                 first = int(self.ends[source]) - len(self.datasets[source])
                 samples = _fetch(self.datasets[source], [numbers[i] - first for i in here])
                 for i, sample in zip(here, samples, strict=True):
-                    found[i] = sample
+                    found[i] = _named(sample, self.names[source])
         return found if self.transform is None else [self._transformed(sample) for sample in found]
 
     def _transformed(self, sample: Any) -> Any:
@@ -178,6 +182,16 @@ class _Samples:
         except Exception as error:
             error.add_note(f"in transform, of sample {told.get('__key__')!r} of {told.get('__url__')}")
             raise
+
+
+def _named(sample: Any, source: str) -> Any:
+    """Return a sample of a mixture with the name of its source; the dataset may keep the sample itself."""
+    if not isinstance(sample, dict):
+        return sample
+    if "__source__" in sample:
+        told = f"sample {sample.get('__key__')!r} of source {source!r}"
+        raise ValueError(f"{told} has a field __source__ already: leave it out, or rename it in the dataset")
+    return {**sample, "__source__": source}
 
 
 def _fetch(dataset: Any, numbers: list[int]) -> list[Any]:

@@ -117,9 +117,9 @@ def fingerprint(dataset: Any) -> str:
     if own is not None:
         return str(own() if callable(own) else own)
     index = getattr(dataset, "index", None)
-    if index is None:
+    shards = getattr(index, "shards", None)  # of a list, `index` is a method
+    if index is None or shards is None:
         return type(dataset).__name__
-    shards = index.shards
     names = [posixpath.basename(url.partition("?")[0]) for url in shards.url]
     lines = [f"{name} {nbytes} {n}" for name, nbytes, n in zip(names, shards.nbytes, shards.nsamples, strict=True)]
     told = f"{len(names)} shards, {sum(shards.nbytes)} bytes, {_digest(chr(10).join(lines).encode())}"
