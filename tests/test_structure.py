@@ -30,13 +30,8 @@ ROOMS = [
 ]
 LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
 SAME_ROOM = {"merge": "build", "access": "dataset", "braces": "urls", "deal": "plan", "mix": "plan", "permute": "plan"}
-SAME_ROOM |= {
-    "sampler": "loader",
-    "parcel": "loader",
-    "shardtable": "index",
-    "indexfile": "index",
-    "rowbatches": "index",
-}
+SAME_ROOM |= dict.fromkeys(["sampler", "parcel", "streaming", "shardorder", "workers"], "loader")
+SAME_ROOM |= dict.fromkeys(["shardtable", "indexfile", "rowbatches"], "index")
 SAME_ROOM |= dict.fromkeys(["store", "storebase", "ranges", "retrying", "failures", "httpclient"], "storage")
 SAME_ROOM |= dict.fromkeys(["obstores", "fsspecs", "remote", "cache", "blocks"], "storage")
 CORE = "_core"  # the C extension stands below all of them

@@ -6,23 +6,21 @@
             ...
             checkpoint["loader"] = loader.state_dict()  # after this batch, on any rank; load_state_dict() goes on
 
-This is the only file that imports torch. The package's `loader` is this module, which can be called.
+Only this file, streaming.py and lightning.py import torch. The package's `loader` is this module, which can be called.
 """
 
 from __future__ import annotations
 
 import multiprocessing
-import os
 import pickle
 import re
 import sys
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.distributed
 from torch.utils.data import DataLoader, default_collate, get_worker_info
 
 from wdstools.deal import Deal, Tail
@@ -30,6 +28,7 @@ from wdstools.mix import Mix
 from wdstools.parcel import Packer
 from wdstools.plan import Plan
 from wdstools.sampler import PlanBatchSampler, fingerprint
+from wdstools.workers import rank_and_world, transformed
 
 NUMBERS = (torch.Tensor, np.ndarray, np.number, np.bool_, int, float)
 
@@ -56,10 +55,10 @@ def loader(
 
     `dataset`: a Dataset, anything with a length and numbered samples, or a mixture {name: (dataset, weight)}, whose
     epochs are as Mix describes (`epoch_length`), and whose samples, where they are dicts, have the name as
-    `__source__`; one that has such a field already is a ValueError. `batch_size`: samples per rank and step. `shuffle`, `seed`, `block`,
-    `resample`: as in Plan. `tail`: as in Deal, "drop" unless said; drop_last=True is "drop" and, on one rank,
-    drop_last=False is "uneven". `rank`, `world`: this process among how many; unless both are given, those of
-    torch.distributed where it is initialised, else RANK and WORLD_SIZE of the environment, else 0 of 1.
+    `__source__`; one that has such a field already is a ValueError. `batch_size`: samples per rank and step.
+    `shuffle`, `seed`, `block`, `resample`: as in Plan. `tail`: as in Deal, "drop" unless said; drop_last=True is "drop"
+    and, on one rank, drop_last=False is "uneven". `rank`, `world`: this process among how many; unless both are given,
+    those of torch.distributed where it is initialised, else RANK and WORLD_SIZE of the environment, else 0 of 1.
 
     `transform`: called with every sample, in the worker. `collate`: makes a batch of a list of what transform
     returned; without it, see collate_batch(). Both must be picklable where workers are not forked. Other options are
@@ -67,7 +66,7 @@ def loader(
 
     Raises ValueError or TypeError for arguments that do not fit.
     """
-    rank, world = _ranks(rank, world)
+    rank, world = rank_and_world(rank, world)
     dealt: Any = {"batch_size": batch_size, "rank": rank, "world": world, "tail": _tail(tail, drop_last, world)}
     order: Any = {"seed": seed, "shuffle": shuffle, "block": block, "resample": resample}
     sources = dataset if isinstance(dataset, Mapping) else {"": (dataset, 1)}
@@ -173,15 +172,7 @@ class _Samples:
                 samples = _fetch(self.datasets[source], [numbers[i] - first for i in here])
                 for i, sample in zip(here, samples, strict=True):
                     found[i] = _named(sample, self.names[source])
-        return found if self.transform is None else [self._transformed(sample) for sample in found]
-
-    def _transformed(self, sample: Any) -> Any:
-        told = {name: sample.get(name) for name in ("__key__", "__url__")} if isinstance(sample, dict) else {}
-        try:
-            return cast(Callable[[Any], Any], self.transform)(sample)
-        except Exception as error:
-            error.add_note(f"in transform, of sample {told.get('__key__')!r} of {told.get('__url__')}")
-            raise
+        return found if self.transform is None else [transformed(self.transform, sample) for sample in found]
 
 
 def _named(sample: Any, source: str) -> Any:
@@ -238,22 +229,6 @@ def _column(values: list[Any], name: Any) -> Any:
     except (RuntimeError, TypeError, ValueError, OverflowError) as error:
         error.add_note(f"in the collation of {'the samples' if name is None else f'field {name!r}'}")
         raise
-
-
-def _ranks(rank: int | None, world: int | None) -> tuple[int, int]:
-    if (rank is None) != (world is None):
-        raise ValueError("give rank and world together, or neither")
-    if rank is not None and world is not None:
-        return rank, world
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    told = os.environ.get("RANK"), os.environ.get("WORLD_SIZE")
-    if told[0] is None or told[1] is None:
-        return 0, 1
-    try:
-        return int(told[0]), int(told[1])
-    except ValueError:
-        raise ValueError(f"RANK={told[0]!r} and WORLD_SIZE={told[1]!r} of the environment are no numbers") from None
 
 
 def _tail(tail: Tail | None, drop_last: bool | None, world: int) -> Tail:
