@@ -251,6 +251,20 @@ def test_an_iteration_is_the_next_epoch() -> None:
         assert place(mine) == (8, 0)
 
 
+def test_a_loaded_state_survives_iterations_that_gave_nothing() -> None:
+    """torchdata begins twice before it draws the first batch."""
+    epochs = [[rows.tolist() for rows in Plan(20, batch_size=2, epoch=e).batches()] for e in range(2)]
+    for mine in both():
+        mine.load_state_dict({**mine.state_dict(), "step": 6})
+        unused = iter(mine)
+        assert place(mine) == (0, 6)
+        assert drain(mine) == epochs[0][6:]
+        mine.load_state_dict({**mine.state_dict(), "epoch": 0, "step": 10})
+        unused = iter(mine)
+        assert drain(mine) == epochs[1]  # of an epoch that was read whole there is nothing to begin again
+        del unused
+
+
 def test_a_loaded_state_and_set_epoch() -> None:
     epochs = [[rows.tolist() for rows in Plan(20, batch_size=2, epoch=e).batches()] for e in range(6)]
     for mine, other in zip(both(), both(), strict=True):
