@@ -26,7 +26,7 @@ ROOMS = [
     ["writer", "dataset", "summary"],
     ["convert"],
     ["loader", "compat", "serve"],
-    ["cli"],
+    ["cli", "lightning"],
 ]
 LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
 SAME_ROOM = {"merge": "build", "access": "dataset", "braces": "urls", "deal": "plan", "mix": "plan", "permute": "plan"}
@@ -200,7 +200,9 @@ def foreign(name: str, source: str) -> Iterator[str]:
             yield node.module.split(".")[0]
 
 
-@pytest.mark.parametrize(("module", "only"), [("webdataset", {"compat"}), ("torch", {"loader"})])
+@pytest.mark.parametrize(
+    ("module", "only"), [("webdataset", {"compat"}), ("torch", {"loader"}), ("lightning", {"lightning"})]
+)
 def test_only_one_room_imports(module: str, only: set[str]) -> None:
     assert {room(name) for name, source in sources().items() if module in foreign(name, source)} <= only
 

@@ -6,7 +6,8 @@
             ...
             checkpoint["loader"] = loader.state_dict()  # after this batch, on any rank; load_state_dict() goes on
 
-Only this file, streaming.py and lightning.py import torch. The package's `loader` is this module, which can be called.
+Besides streaming.py, this is the only file that imports torch. The package's `loader` is this module, which can be
+called.
 """
 
 from __future__ import annotations
