@@ -25,6 +25,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader  # noqa: E402
 
 import wdstools  # noqa: E402
 from wdstools.errors import NotFoundError, ShardError, StateError  # noqa: E402
+from wdstools.loader import Collate  # noqa: E402
 from wdstools.streaming import ShardIterable  # noqa: E402
 
 pytestmark = [
@@ -170,6 +171,14 @@ def test_workers_share_the_shards(shards: list[str], method: str, world: int) ->
         data: Any = DataLoader(mine, batch_size=2, num_workers=2, multiprocessing_context=method)
         found += [int(n) for batch in data for n in batch]
     assert Counter(found) == Counter(range(TOTAL))
+
+
+def test_parcels_in_a_plain_loader(shards: list[str]) -> None:
+    """With our collation, samples are dicts of lists and come as parcels."""
+    mine = ShardIterable(shards, views=True)
+    data: Any = DataLoader(mine, batch_size=4, num_workers=2, collate_fn=Collate())
+    found = [(key, label) for batch in data for key, label in zip(batch["__key__"], batch["cls"], strict=True)]
+    assert sorted(found) == sorted((s["__key__"], bytes(s["cls"])) for s in ShardIterable(shards))
 
 
 def placed(sample: dict[str, Any]) -> tuple[int, int]:
