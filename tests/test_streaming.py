@@ -173,6 +173,13 @@ def test_workers_share_the_shards(shards: list[str], method: str, world: int) ->
     assert Counter(found) == Counter(range(TOTAL))
 
 
+def test_fewer_shards_than_workers(shards: list[str]) -> None:
+    with pytest.raises(ValueError, match=r"2 shards for 3 readers \(ranks times workers\) leave some without"):
+        list(DataLoader(made(shards[:2]), num_workers=3))
+    data: Any = DataLoader(made(shards[:2], allow_empty=True), num_workers=3)
+    assert sorted(int(n) for batch in data for n in batch) == list(range(SIZES[0] + SIZES[1]))
+
+
 def test_parcels_in_a_plain_loader(shards: list[str]) -> None:
     """With our collation, samples are dicts of lists and come as parcels."""
     mine = ShardIterable(shards, views=True)
