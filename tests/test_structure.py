@@ -33,7 +33,7 @@ SAME_ROOM = {"merge": "build", "access": "dataset", "braces": "urls", "deal": "p
 SAME_ROOM |= dict.fromkeys(["sampler", "parcel", "streaming", "shardorder", "workers"], "loader")
 SAME_ROOM |= dict.fromkeys(["shardtable", "indexfile", "rowbatches"], "index")
 SAME_ROOM |= dict.fromkeys(["store", "storebase", "ranges", "retrying", "failures", "httpclient"], "storage")
-SAME_ROOM |= dict.fromkeys(["obstores", "fsspecs", "remote", "cache", "blocks"], "storage")
+SAME_ROOM |= dict.fromkeys(["obstores", "fsspecs", "remote", "cache", "blocks", "inflight"], "storage")
 CORE = "_core"  # the C extension stands below all of them
 HEAVY = ["torch", "pyarrow", "numpy", "fsspec", "webdataset", "duckdb", "click", "obstore", "PIL", "tqdm"]
 

@@ -7,17 +7,18 @@ fsspec. Listing and writing go through fsspec.
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Mapping
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, field
 from typing import Any, BinaryIO, Protocol, TypeVar, cast
 
 from wdstools.errors import PastEndError, StoreError
 from wdstools.failures import NoRangesError
 from wdstools.fsspecs import Fsspec
 from wdstools.httpclient import HttpClient
+from wdstools.inflight import Calls, Process
 from wdstools.obstores import Obstore, usable
 from wdstools.ranges import Buffer, Range, plan, scatter
 from wdstools.retrying import Retries, Transient
@@ -26,7 +27,6 @@ from wdstools.storebase import Answer, Stat, Store, as_file, beyond
 
 T = TypeVar("T")
 
-REQUESTS = 64  # at once, of all stores of a process
 FIRST = 256 * 1024  # bytes of the first request of a stream, which also tells the size
 PART = 8 * 1024 * 1024  # bytes of the others
 AHEAD = 3  # parts of a stream that are under way while one is consumed
@@ -44,27 +44,26 @@ class Client(Protocol):
     def get(self, path: str, start: int, end: int, partly: bool = False) -> Answer: ...
 
 
-class _Process:
-    """The threads of this process, which a forked child does not have."""
+@dataclass
+class _Job:
+    """One object of a batch: the ranges that are wanted, and the reads that bring them."""
 
-    pool: ThreadPoolExecutor | None = None
-    lock = threading.Lock()
-    inherited: list[object] = []  # noqa: RUF012 - kept for ever: to close a parent's connections would harm it
+    path: str
+    ranges: list[Range]
+    reads: list[Range] = field(init=False)
+    left: int = field(init=False)  # reads that have not ended
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    error: StoreError | None = None
 
-    @classmethod
-    def after_fork(cls) -> None:
-        cls.inherited.append(cls.pool)
-        cls.pool, cls.lock = None, threading.Lock()
+    def __post_init__(self) -> None:
+        self.reads = plan(self.ranges)
+        self.left = len(self.reads)
 
-    @classmethod
-    def submit(cls, function: Callable[..., T], *args: Any) -> Future[T]:
-        with cls.lock:
-            if cls.pool is None:
-                cls.pool = ThreadPoolExecutor(REQUESTS, thread_name_prefix="wdstools-store")
-            return cls.pool.submit(function, *args)
-
-
-os.register_at_fork(after_in_child=_Process.after_fork)
+    def is_last(self) -> bool:
+        """Note that a read has ended; whether it was the last one."""
+        with self.lock:
+            self.left -= 1
+            return self.left == 0
 
 
 class RemoteStore(Store):
@@ -85,31 +84,74 @@ class RemoteStore(Store):
         return type(self), (self._scheme, self.root, self._options, self._retries)
 
     def read_ranges(self, path: str, ranges: Iterable[Range]) -> list[Buffer]:
-        wanted = list(ranges)
-        reads = plan(wanted)
-        if not reads:
-            return scatter(wanted, [], [])
+        (found,) = self.read_many([(path, ranges)])
+        if isinstance(found, StoreError):
+            raise found
+        return found
+
+    def read_many(self, wanted: Iterable[tuple[str, Iterable[Range]]]) -> Iterator[list[Buffer] | StoreError]:
+        jobs = [_Job(path, list(ranges)) for path, ranges in wanted]
         self._after_fork()
-        if (pinned := self._pins.get(path)) and reads[-1][1] > pinned.nbytes:
-            raise beyond(self.url(path), reads[-1][1], pinned.nbytes)
-        client = self._reader(path)
-        if not client.verifies and path not in self._pins:
-            self.size(path)
-        if len(reads) == 1:
-            bodies = [self._get(client, path, *reads[0]).data]
-        else:
-            under_way = [_Process.submit(self._get, client, path, start, end) for start, end in reads]
-            try:
-                wait(under_way, return_when=FIRST_EXCEPTION)
-                failed = next((f for f in under_way if f.done() and f.exception() is not None), None)
-                if failed is not None:
-                    failed.result()
-                bodies = [future.result().data for future in under_way]
-            finally:
-                for future in under_way:
-                    future.cancel()
-        self._verify(client, path)
-        return scatter(wanted, reads, bodies)
+        calls: Calls[Buffer] = Calls()
+        clients = [self._prepare(job) for job in jobs]
+        self._know(job for job, client in zip(jobs, clients, strict=True) if client and not client.verifies)
+        alone = sum(len(job.reads) for job in jobs) == 1
+        for number, (job, client) in enumerate(zip(jobs, clients, strict=True)):
+            if client is not None and job.error is None and not alone:
+                for start, end in job.reads:
+                    calls.add(number, self._part, client, job, start, end)
+        return self._answers(calls, jobs, clients if alone else None)
+
+    def sizes(self, paths: Iterable[str]) -> Iterator[Stat | StoreError]:
+        calls: Calls[Stat] = Calls()
+        count = 0
+        for count, path in enumerate(paths, 1):
+            calls.add(count, self.size, path)
+        return calls.outcomes(range(1, count + 1))
+
+    def _prepare(self, job: _Job) -> Client | None:
+        """The client that reads an object; None: nothing is to be read."""
+        if not job.reads:
+            return None
+        try:
+            if (pinned := self._pins.get(job.path)) and job.reads[-1][1] > pinned.nbytes:
+                raise beyond(self.url(job.path), job.reads[-1][1], pinned.nbytes)
+            return self._reader(job.path)
+        except StoreError as error:
+            job.error = error
+            return None
+
+    def _know(self, jobs: Iterable[_Job]) -> None:
+        """Pin objects before their first byte, where it does not bring the version along."""
+        unknown = [job for job in jobs if job.path not in self._pins]
+        for job, found in zip(unknown, self.sizes([job.path for job in unknown]), strict=True):
+            job.error = found if isinstance(found, StoreError) else None
+
+    def _part(self, client: Client, job: _Job, start: int, end: int) -> Buffer:
+        data = self._get(client, job.path, start, end).data
+        if job.is_last():
+            self._verify(client, job.path)
+        return data
+
+    def _answers(
+        self, calls: Calls[Buffer], jobs: list[_Job], alone: list[Client | None] | None
+    ) -> Generator[list[Buffer] | StoreError, None, None]:
+        """The ranges of each object; `alone`: the clients, where the one read there is needs no thread."""
+        try:
+            for number, job in enumerate(jobs):
+                found: list[Buffer] | StoreError
+                try:
+                    if job.error is not None:
+                        raise job.error
+                    client = alone[number] if alone else None
+                    bodies = [self._part(client, job, *job.reads[0])] if client else calls.results(number)
+                    found = scatter(job.ranges, job.reads, bodies)
+                    del bodies
+                except StoreError as error:
+                    found = error
+                yield found
+        finally:
+            calls.cancel()
 
     def open(self, path: str) -> BinaryIO:
         self._after_fork()
@@ -172,7 +214,7 @@ class RemoteStore(Store):
         under_way: deque[Future[Answer]] = deque()
         try:
             for start in range(FIRST, nbytes, PART):
-                under_way.append(_Process.submit(self._get, client, path, start, min(start + PART, nbytes)))
+                under_way.append(Process.submit(self._get, client, path, start, min(start + PART, nbytes)))
                 if len(under_way) > AHEAD:
                     yield under_way.popleft().result().data
             while under_way:
@@ -226,7 +268,7 @@ class RemoteStore(Store):
     def _after_fork(self) -> bool:
         forked = super()._after_fork()
         if forked:
-            _Process.inherited.append(self._clients)
+            Process.inherited.append(self._clients)
             self._clients = {}
         return forked
 
