@@ -583,3 +583,17 @@ def test_a_shard_that_is_another_one(tmp_path: Path) -> None:
     for row in range(2):
         with pytest.raises(errors.StaleIndexError, match=r"t\.wdsindex: does not describe .*t-000000\.tar any more"):
             Dataset(index)[row]
+
+
+def test_etags_are_optional(tmp_path: Path) -> None:
+    """A file without them is as it was before there were any; one with them keeps them."""
+    plain = Shards(["/a.tar", "s3://b/c.tar"], [1024, 1024], [0, 7], [0, 0], [0, 0])
+    assert "etag" not in json.loads(plain.to_json("/"))
+    assert Shards.from_json(plain.to_json("/"), "/") == plain
+    known = Shards(["/a.tar", "s3://b/c.tar"], [1024, 1024], [0, 7], [0, 0], [0, 0], ["", "abc"])
+    assert Shards.from_json(known.to_json("/"), "/") == known
+    plain.extend(known)
+    assert plain.etag == ["", "", "", "abc"]
+    for wrong in ([1, 2], ["a"], "ab", None):
+        with pytest.raises((ValueError, TypeError)):
+            Shards.from_json(json.dumps(json.loads(known.to_json("/")) | {"etag": wrong}), "/")

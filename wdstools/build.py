@@ -124,12 +124,22 @@ def index_shard(url: str, *, lift: Lift = ()) -> Index:
         if source.local_path is None or not isinstance(source.handle, int):
             if lift:
                 raise ShardError("columns can be lifted from plain local shards only", url)
-            return from_columns(_core.scan(_Whole(source) if source.head else source.handle, url), url)
+            return scan(source)
         columns = _core.scan(source.handle, url)
         return from_columns(columns, url, fd=source.handle, lift=lift)
 
 
-class _Whole:
+def scan(source: Source) -> Index:
+    """Index an opened shard by reading it from its start to its end; of a remote one the version is kept."""
+    columns = _core.scan(Whole(source) if source.head else source.handle, source.url)
+    index = from_columns(columns, source.url)
+    version = source.version()
+    if version is not None and version.nbytes == index.shards.nbytes[0]:  # else it was compressed
+        index.shards.etag, index.shards.mtime = [version.etag or ""], [version.mtime_ns or 0]
+    return index
+
+
+class Whole:
     """A source from its start: what was read to look at it, then the rest."""
 
     def __init__(self, source: Source) -> None:
@@ -258,8 +268,8 @@ class _Known:
         extra = {name: one_chunk(part.column(name)) for name in self.kept}
         table = assemble(columns[0], zeros, places[0], places[1], columns[1], self.hashes[first:end], extra)
         s = self.index.shards
-        numbers = ([column[number]] for column in (s.nbytes, s.mtime, s.nsamples, s.nmembers))
-        return Index(table, Shards([url], *numbers))
+        shards = Shards([url], [s.nbytes[number]], [s.mtime[number]], [s.nsamples[number]], [s.nmembers[number]])
+        return Index(table, shards)
 
 
 def check(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import operator
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -11,17 +9,14 @@ from typing import Any, overload
 
 import numpy as np
 
-from wdstools import urls
-from wdstools.access import Access, index_shards, is_remote, load_stored
+from wdstools.access import Access
 from wdstools.decode import Decode, make_decoder
-from wdstools.errors import AccessError, NotFoundError, ShardError
-from wdstools.index import SUFFIX, Index
+from wdstools.errors import ShardError
+from wdstools.finding import find, save
+from wdstools.index import Index
 from wdstools.samples import Sample
-from wdstools.shardtable import canonical
 from wdstools.store import Stores
 from wdstools.views import Rows, View
-
-log = logging.getLogger("wdstools")
 
 
 def open_dataset(
@@ -32,79 +27,23 @@ def open_dataset(
     decode: Decode = None,
     storage_options: Mapping[str, Any] | None = None,
     cache: str | None = None,
+    save_index: bool = False,
 ) -> Dataset:
     """Open shards for random access: `wdstools.open`.
 
     `shards`: an index file, a folder (remote ones with a slash at the end), or shards as stream() takes them; on local
     disks, http(s), s3, gs, az, or whatever fsspec opens. The index is the one that wds-shard, ShardWriter and wds-index
     build write (urls.index_name); where there is none, it is built in memory, for which remote shards are streamed
-    once, and the log says so. `fields`, `views`: as in stream(); views here keep just their own sample alive.
-    `decode`: see decode.make_decoder. `storage_options`: for what is remote, as in stream(); `cache`: "FOLDER:SIZE",
-    such as "/nvme/cache:200GB", keeps blocks of remote shards on disk.
+    once, and the log says so; with `save_index` it is then written where the next call finds it, for which a place that
+    cannot be written to is no more than a warning. `fields`, `views`: as in stream(); views here keep just their own
+    sample alive. `decode`: see decode.make_decoder. `storage_options`: for what is remote, as in stream(); `cache`:
+    "FOLDER:SIZE", such as "/nvme/cache:200GB", keeps blocks of remote shards on disk.
 
     Raises NotFoundError, StoreError, IndexFileError, ShardError, UrlError.
     """
     stores = Stores(storage_options, cache=cache)
-    index, rows = _find(shards, stores)
+    index, rows = find(shards, stores, save_index)
     return Dataset(index, rows, fields=fields, views=views, decode=decode, stores=stores)
-
-
-def _find(shards: Any, stores: Stores) -> tuple[Index, Rows | None]:
-    if isinstance(shards, str | os.PathLike):
-        path = os.fspath(shards)
-        if path.partition("?")[0].endswith(SUFFIX) and is_remote(path):
-            return load_stored(path, stores), None
-        if path.endswith(SUFFIX):
-            return Index.load(urls.local_path(path) or path), None
-        if is_remote(path) and path.endswith("/"):
-            store, prefix = stores.of(path)
-            return _of_folder(path, [name[len(prefix) :] for name in store.list(prefix)], stores)
-        if os.path.isdir(path):
-            return _of_folder(path, sorted(os.listdir(path)), stores)
-    return _of_shards(urls.expand(shards), stores)
-
-
-def _of_folder(folder: str, names: list[str], stores: Stores) -> tuple[Index, None]:
-    found = [name for name in names if name.endswith(SUFFIX)]
-    if len(found) == 1:
-        path = os.path.join(folder, found[0])
-        return load_stored(path, stores) if is_remote(path) else Index.load(path), None
-    if found:
-        raise NotFoundError(f"{folder}: holds {len(found)} indexes ({', '.join(found)}): open one of them")
-    shards = [os.path.join(folder, name) for name in names if name.endswith(".tar") and not name.startswith(".")]
-    if not shards:
-        raise NotFoundError(f"{folder}: no index and no .tar in it")
-    return _in_memory(shards, stores), None
-
-
-def _of_shards(shards: list[str], stores: Stores) -> tuple[Index, Rows | None]:
-    path = urls.index_name([urls.escape(url) for url in shards])
-    index = _beside(path, stores)
-    if index is None:
-        return _in_memory(shards, stores), None
-    number = {canonical(url): i for i, url in enumerate(index.shards.url)}
-    wanted = [number.get(canonical(url), -1) for url in shards]
-    if -1 in wanted:
-        lacking = shards[wanted.index(-1)]
-        log.warning("%s does not have %s: building an index in memory; `wds-index build` refreshes it", path, lacking)
-        return _in_memory(shards, stores), None
-    return index, None if wanted == list(range(len(number))) else index.select_shards(wanted)
-
-
-def _beside(path: str, stores: Stores) -> Index | None:
-    """The index at a path; None: there is none."""
-    if not is_remote(path):
-        return Index.load(path) if os.path.exists(path) else None
-    with contextlib.suppress(NotFoundError, AccessError):  # s3 may refuse what is not there; shards will tell
-        return load_stored(path, stores)
-    return None
-
-
-def _in_memory(shards: Sequence[str], stores: Stores) -> Index:
-    level = logging.WARNING if any(map(is_remote, shards)) else logging.INFO
-    how = ", for which they are read as a whole" if level == logging.WARNING else ""
-    log.log(level, "no index for %d shards: building one in memory%s; `wds-index build` keeps it", len(shards), how)
-    return index_shards(shards, stores)
 
 
 class Dataset(View):
@@ -175,6 +114,15 @@ class Dataset(View):
     def __getitems__(self, numbers: Sequence[int | str]) -> list[Sample]:
         """Return what fetch() does: torch's DataLoader asks for whole batches by this name."""
         return self.fetch(numbers)
+
+    def save_index(self, path: str | os.PathLike[str] | None = None) -> str:
+        """Write the index, of all its samples, to a path or URL, and return that. Default: where open() looks for it,
+        beside the shards (urls.index_name).
+
+        Raises DestinationError where an index of other shards is there; StoreError or OSError where it cannot be
+        written; UrlError.
+        """
+        return save(self.index, self._options[3], None if path is None else os.fspath(path)).name
 
     def _with(self, rows: Rows, joined: Mapping[str, Any] | None = None) -> Dataset:
         view = object.__new__(type(self))

@@ -60,7 +60,8 @@ class Fsspec:
             raise NotFoundError(f"{self._root}{path}: is a folder, not an object")
         if info.get("size") is None:
             raise StoreError(f"{self._root}{path}: the server does not tell the size")
-        etag = etag_of(info.get("ETag") or info.get("etag") or info.get("e_tag"))
+        etag = info.get("generation") if self._scheme == "gs" else None  # as obstore has it
+        etag = etag or etag_of(info.get("ETag") or info.get("etag") or info.get("e_tag"))
         times = ("LastModified", "updated", "last_modified", "mtime", "modified", "modify", "created")
         return Stat(int(info["size"]), etag, _time(next((info[k] for k in times if info.get(k)), None)))
 

@@ -78,7 +78,7 @@ class Obstore:
     def __init__(self, scheme: str, root: str, options: Options, retries: Retries) -> None:
         self._obstore: Any = importlib.import_module("obstore")
         stores: Any = importlib.import_module("obstore.store")
-        self._root, self._http = root, scheme == "http"
+        self._root, self._scheme = root, scheme
         host = urllib.parse.urlsplit(root).netloc
         total = retries.total if retries.total is not None else 86400.0
         client: dict[str, Any] = {
@@ -108,7 +108,7 @@ class Obstore:
 
     def stat(self, path: str) -> Stat:
         try:
-            return _stat(self._obstore.head(self._store, self._name(path)))
+            return _stat(self._obstore.head(self._store, self._name(path)), self._scheme)
         except Exception as error:
             raise failures.of_obstore(failures.hide(self._root + path), error) from error
 
@@ -118,7 +118,7 @@ class Obstore:
         try:
             result = self._obstore.get(self._store, self._name(path), options={"range": (start, end)})
             data: Buffer = memoryview(result.bytes())
-            stat = _stat(result.meta)
+            stat = _stat(result.meta, self._scheme)
         except Exception as error:
             raise failures.of_obstore(url, error) from error
         if len(data) < end - start and not partly:
@@ -126,12 +126,14 @@ class Obstore:
         return Answer(data, stat)
 
     def _name(self, path: str) -> str:
-        return urllib.parse.unquote(path)[1:] if self._http else path
+        return urllib.parse.unquote(path)[1:] if self._scheme == "http" else path
 
 
-def _stat(meta: Mapping[str, Any]) -> Stat:
+def _stat(meta: Mapping[str, Any], scheme: str) -> Stat:
     written = meta["last_modified"].timestamp()
-    return Stat(meta["size"], etag_of(meta["e_tag"]), int(written * 1_000_000) * 1000 if written else None)
+    # Google's generation, where there is one: its ETags are spelled in one way here and in another through gcsfs
+    etag = meta.get("version") if scheme == "gs" else None
+    return Stat(meta["size"], etag or etag_of(meta["e_tag"]), int(written * 1_000_000) * 1000 if written else None)
 
 
 def _s3(root: str, bucket: str, options: Options, retries: Retries) -> dict[str, Any]:

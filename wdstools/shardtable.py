@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields
 
 from wdstools import urls
 
+_TEXTS = ("url", "etag")  # the columns that are not counts
 _LARGEST = (1 << 63) - 1  # bytes of a file
 
 _ABSOLUTE = ("/", "s3://", "gs://", "az://", "https://", "http://")  # for a quick look
@@ -19,13 +20,18 @@ _SPECIAL = (":", "%", "?", "#", "\0", "..", "\n/", "\n.", "\n\n")
 
 @dataclass
 class Shards:
-    """The shard table, by columns: url, nbytes, mtime in ns since 1970 (0: unknown), number of samples and members."""
+    """The shard table, by columns: url, nbytes, mtime in ns since 1970 (0: unknown), number of samples and members, and
+    the ETag of what is not local ("": unknown), which is optional in a file."""
 
     url: list[str] = field(default_factory=list)
     nbytes: list[int] = field(default_factory=list)
     mtime: list[int] = field(default_factory=list)
     nsamples: list[int] = field(default_factory=list)
     nmembers: list[int] = field(default_factory=list)
+    etag: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.etag = self.etag or [""] * len(self.url)
 
     def __len__(self) -> int:
         return len(self.url)
@@ -45,25 +51,35 @@ class Shards:
         return (self.nbytes, self.nsamples) == (other.nbytes, other.nsamples)
 
     def to_json(self, base: str) -> str:
-        columns = {column.name: getattr(self, column.name) for column in fields(self)}
+        columns: dict[str, object] = {column.name: getattr(self, column.name) for column in fields(self)}
+        if any(self.etag):
+            columns["home"] = base
+        else:
+            del columns["etag"]
         return json.dumps(
             columns | {"url": [urls.relative(_absolute(url), base) for url in self.url]}, separators=(",", ":")
         )
 
     @classmethod
     def from_json(cls, text: str | bytes, base: str) -> Shards:
-        """Raises ValueError or KeyError where the text is not a shard table."""
+        """ETags of shards that were copied together with their index are left out: the copies have others.
+
+        Raises ValueError or KeyError where the text is not a shard table."""
         raw = json.loads(text)
-        columns = {column.name: raw[column.name] for column in fields(cls)}
+        columns = {column.name: raw[column.name] for column in fields(cls) if column.name != "etag"}
+        columns["etag"] = raw.get("etag", [""] * len(columns["url"]))
         if not all(isinstance(column, list) for column in columns.values()):
             raise ValueError("shard table with a column that is not a list")
         if len({len(column) for column in columns.values()}) != 1:
             raise ValueError("shard table with columns of different lengths")
         for name, column in columns.items():
-            if name != "url" and (set(map(type, column)) - {int} or min(column, default=0) < 0):
+            if name not in _TEXTS and (set(map(type, column)) - {int} or min(column, default=0) < 0):
                 raise ValueError("shard table with a count that is not a number")
-        if set(map(type, columns["url"])) - {str}:
-            raise ValueError("shard table with a URL that is not text")
+        if set(map(type, columns["url"] + columns["etag"])) - {str}:
+            raise ValueError("shard table with a URL or ETag that is not text")
+        if "etag" in raw and raw.get("home") != base:
+            named = zip(columns["url"], columns["etag"], strict=True)
+            columns["etag"] = [etag if urls.is_absolute(url) else "" for url, etag in named]
         columns["url"] = _resolved(columns["url"], base)
         return cls(**columns)
 

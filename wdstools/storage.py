@@ -22,7 +22,7 @@ from typing import IO, Any, cast
 from wdstools import _core, urls
 from wdstools.compression import MAGIC_BYTES, Decompressed, kind
 from wdstools.errors import NotFoundError, PipeError, ShardError, StoreError, UrlError
-from wdstools.store import Stores
+from wdstools.store import Stat, Stores
 
 REAP_TIMEOUT = 5.0  # seconds that a command gets to end by itself, then to heed SIGTERM
 PIPE_BYTES = 1 << 20  # what an unprivileged process may ask for on Linux
@@ -37,6 +37,7 @@ class Source:
     def __init__(self, url: str, handle: _core.Source, head: bytes = b"", local_path: str | None = None) -> None:
         self.url, self.handle, self.head, self.local_path = url, handle, head, local_path
         self._exits = contextlib.ExitStack()
+        self.version: Callable[[], Stat | None] = lambda: None  # what the store of a remote one tells of it
 
     def on_close(self, call: Callable[[BaseException | None], None]) -> None:
         """Call this with the exception, or None, at the end."""
@@ -202,6 +203,7 @@ def _open_remote(url: str, stores: Stores) -> Source:
     store.forget(path)  # what is there now is the shard; one that changes while it streams is an error
     body = store.open(path)
     source = Source(url, cast("_core.Readable", body))
+    source.version = lambda: store.pinned(path)
     source.on_close(lambda _: body.close())
     return source
 
