@@ -20,7 +20,7 @@ import wdstools
 from wdstools import ShardWriter
 from wdstools.decode import make_decoder
 from wdstools.encode import encode
-from wdstools.errors import DecodeError
+from wdstools.errors import DecodeError, ShardError
 
 Sample = dict[str, Any]
 PIXELS = np.arange(5 * 7 * 3, dtype=np.uint8).reshape(5, 7, 3)
@@ -136,7 +136,13 @@ def test_a_mapping() -> None:
 def test_broken_payloads(field: str, data: bytes) -> None:
     with pytest.raises(DecodeError, match=f"u.tar: field '{field}' of sample 'k' cannot be decoded: .") as caught:
         decoded("auto", field, data)
-    assert caught.value.__cause__ is not None
+    error = caught.value
+    assert error.__cause__ is not None
+    assert (error.key, error.url, error.field) == ("k", "u.tar", field)
+    again = pickle.loads(pickle.dumps(error))
+    assert (type(again), str(again), again.key) == (DecodeError, str(error), "k")
+    assert isinstance(error, ValueError)
+    assert not isinstance(error, ShardError)
 
 
 def test_nothing_unpickles() -> None:
@@ -148,9 +154,11 @@ def test_nothing_unpickles() -> None:
         for decode in ("auto", {"npy": "npy", "npz": "npz"}):
             with pytest.raises(DecodeError, match="cannot be decoded"):
                 decoded(decode, field, data)
-    for field in ("pyd", "pickle", "pth", "pkl"):
+    for field in ("pyd", "pickle", "pth", "pt", "pkl", "x.pth", "ten", "tb"):
         data = pickle.dumps(Bomb())
-        assert decoded("auto", field, data) == data
+        for decode in ("auto", "pil", "rgb"):
+            assert decoded(decode, field, data) == data
+    assert decoded({"pkl": pickle.loads}, "pkl", pickle.dumps([1])) == [1], "unless it is asked to"
 
 
 def test_a_bomb_of_pixels(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -118,7 +118,12 @@ def of_obstore(url: str, error: Exception) -> StoreError | Transient:
         return of_status(url, 403 if name == "PermissionDeniedError" else 401, _said(text))
     if name == "PreconditionError":
         return of_status(url, 412)
-    if name == "NotSupportedError" and "Range" in text:
+    if re.search(r"Header missing from response", text) and not url.startswith("http"):
+        return AccessError(
+            f"{url}: what answers is no object store ({_said(text).strip()}): "
+            "is the endpoint right, or does a login page stand before it?"
+        )
+    if (name == "NotSupportedError" and "Range" in text) or "non-partial response" in text:
         return NoRangesError(f"{url}: the server answers a request for a range with something else (HTTP 200)")
     if "InvalidRangeRequest" in text:
         return PastEndError(f"{url}: the range is past the end: {_said(text)}")

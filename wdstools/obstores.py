@@ -20,7 +20,7 @@ from typing import Any
 from wdstools import failures
 from wdstools.errors import AccessError, StoreError
 from wdstools.ranges import Buffer
-from wdstools.retrying import Retries
+from wdstools.retrying import Retries, Transient
 from wdstools.storebase import Answer, Stat, beyond, etag_of
 
 Options = Mapping[str, Any]
@@ -33,6 +33,7 @@ _KNOWN = {
     | {"tenant_id", "client_id", "client_secret"},
     "http": {"headers"},
 }
+PAGE = 512  # bytes in which a web page shows what it is
 _CLIENT_KWARGS = {"endpoint_url", "region_name"}
 
 
@@ -119,11 +120,28 @@ class Obstore:
             result = self._obstore.get(self._store, self._name(path), options={"range": (start, end)})
             data: Buffer = memoryview(result.bytes())
             stat = _stat(result.meta, self._scheme)
+            page = None
+            if start == 0 and data[:1] in (b"<", b"\r", b"\n", b" ", b"\t", b"\xef"):
+                page = failures.of_page(url, result.attributes.get("Content-Type"), bytes(data[:PAGE]))
         except Exception as error:
-            raise failures.of_obstore(url, error) from error
+            failed = failures.of_obstore(url, error)
+            if isinstance(failed, failures.NoRangesError) and self._scheme != "http":
+                failed = self._in_place(path, url) or failed
+            raise failed from error
+        if page is not None:
+            raise page
         if len(data) < end - start and not partly:
             raise beyond(url, end, stat.nbytes)
         return Answer(data, stat)
+
+    def _in_place(self, path: str, url: str) -> StoreError | Transient | None:
+        """What stands in place of an object whose ranges are not to be had; None: the object itself, as a whole."""
+        try:
+            result = self._obstore.get(self._store, self._name(path))
+            head = bytes(next(iter(result.stream(min_chunk_size=1)), b"")[:PAGE])
+        except Exception as error:  # noqa: BLE001 - translated, and raised where it is from
+            return failures.of_obstore(url, error)
+        return failures.of_page(url, result.attributes.get("Content-Type"), head)
 
     def _name(self, path: str) -> str:
         return urllib.parse.unquote(path)[1:] if self._scheme == "http" else path

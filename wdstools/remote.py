@@ -14,7 +14,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, Protocol, TypeVar, cast
 
-from wdstools.errors import PastEndError, StoreError
+from wdstools.errors import AccessError, PastEndError, StoreError
 from wdstools.failures import NoRangesError
 from wdstools.fsspecs import Fsspec
 from wdstools.httpclient import HttpClient
@@ -187,7 +187,16 @@ class RemoteStore(Store):
         self._after_fork()
         # An http server may refuse HEAD: our own client knows another way.
         client: Client = self._plain() if self._scheme == "http" else self._reader(path)
-        return self._repeat(lambda: client.stat(path))
+        try:
+            return self._repeat(lambda: client.stat(path))
+        except StoreError as error:
+            if not client.verifies or type(error) not in (StoreError, AccessError):
+                raise
+            # no answer to HEAD has a body: that to a GET tells why, or HEAD alone is refused
+            stat = self._repeat(lambda: client.get(path, 0, 1, True)).stat
+            if stat is None:
+                raise
+            return stat
 
     def _get(self, client: Client, path: str, start: int, end: int, partly: bool = False) -> Answer:
         """One range, repeated until it is right, and of the object that was seen before."""
