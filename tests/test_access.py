@@ -10,6 +10,7 @@ import os
 import pickle
 import random
 import shutil
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -553,14 +554,23 @@ def test_in_another_process(method: str, servers: Servers, folder: Path) -> None
             process.join()
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_torchs_own_loader(method: str, servers: Servers, folder: Path) -> None:
-    """Whole batches, in workers that were forked or spawned while this process has connections and threads."""
+@pytest.mark.parametrize(
+    ("method", "scheme", "cached"),
+    [("fork", "http", False), ("fork", "s3", False), ("fork", "http", True), ("fork", "s3", True)]
+    + [("spawn", "http", False)],
+)
+def test_torchs_own_loader(method: str, scheme: str, cached: bool, servers: Servers, folder: Path) -> None:
+    """Whole batches, in workers that were forked or spawned while this process has connections and threads of obstore;
+    and iteration in a worker, whose parent is iterating."""
     from torch.utils.data import DataLoader
 
-    place = put(servers, "http", folder)
-    got, want = place.open()[5:], local(folder, place)[5:]
+    place = put(servers, scheme, folder)
+    got = place.open(cache=f"{folder}/cache:10MB" if cached else None)[5:]
+    want = local(folder, place)[5:]
     assert got.fetch(range(20)) == want[:20]
+    assert "obstore" in sys.modules
+    samples = iter(got)
+    assert next(samples) == want[0]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         loader: Any = DataLoader(
@@ -573,6 +583,7 @@ def test_torchs_own_loader(method: str, servers: Servers, folder: Path) -> None:
         )
         for _ in range(2):
             assert [sample for batch in loader for sample in batch] == want
+    assert list(samples) == want[1:]
 
 
 def test_pickled(servers: Servers, folder: Path) -> None:

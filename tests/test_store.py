@@ -100,10 +100,11 @@ def http_plain(servers: Servers, tmp_path: Path) -> Place:
     return http(servers, tmp_path, "?signature=a%2Fb")
 
 
-def cloud(servers: Servers, scheme: str, **more: Any) -> Place:
-    server, folder = servers.get(scheme), f"f{next(numbers)}"
+def cloud(servers: Servers, scheme: str, name: str = "", **more: Any) -> Place:
+    """`name`: of the server, where it is not that of the scheme."""
+    server, folder = servers.get(name or scheme), f"f{next(numbers)}"
     url, options = f"{scheme}://bucket/{folder}/", {**server.options, **more}
-    writer = servers.kept(scheme, lambda: open_store(url, server.options)[0])
+    writer = servers.kept(server.url, lambda: open_store(url, server.options)[0])
     return Place(
         lambda: open_store(url, options)[0],
         lambda name: f"{folder}/{name}",
@@ -150,6 +151,14 @@ def fsspec_memory(servers: Servers, tmp_path: Path) -> Place:
     )
 
 
+def ceph(servers: Servers, tmp_path: Path) -> Place:
+    return cloud(servers, "s3", "ceph")
+
+
+def ceph_fsspec(servers: Servers, tmp_path: Path) -> Place:
+    return cloud(servers, "s3", "ceph", default_cache_type="none")
+
+
 def s3_cached(servers: Servers, tmp_path: Path) -> Place:
     place = cloud(servers, "s3")
     make = place.make
@@ -158,7 +167,21 @@ def s3_cached(servers: Servers, tmp_path: Path) -> Place:
     return place
 
 
-PLACES = [s3_cached, local, memory, http, http_plain, s3, gs, az, s3_fsspec, gs_fsspec, az_fsspec, fsspec_memory]
+PLACES: list[Any] = [
+    s3_cached,
+    local,
+    memory,
+    http,
+    http_plain,
+    s3,
+    gs,
+    az,
+    s3_fsspec,
+    gs_fsspec,
+    az_fsspec,
+    fsspec_memory,
+]
+PLACES += [pytest.param(place, marks=pytest.mark.ceph) for place in (ceph, ceph_fsspec)]
 READ_ONLY = {"http", "http_plain"}
 
 
