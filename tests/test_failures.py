@@ -220,7 +220,12 @@ def test_what_is_asked_of_a_dataset(servers: Servers, tmp_path: Path) -> None:
 def test_credentials_are_not_shown(servers: Servers, tmp_path: Path) -> None:
     """In no error and no name: a password in the URL, a key, a signature."""
     url, _ = shards(servers, "http", tmp_path)
-    for name in ("no-0.tar", "no-{0..1}.tar?plain=1"):
+    for name in (
+        "no-0.tar",
+        "no-{0..1}.tar?plain=1",
+        "no.tar?X-Amz-Signature=s3cret&sig=s3cret",
+        "no.tar?api_key=s3cret",
+    ):
         secret = url.replace("//", "//user:s3cret@") + name
         for ask in (lambda u: wdstools.open(u), lambda u: list(wdstools.stream(u))):
             with pytest.raises(NotFoundError) as caught:

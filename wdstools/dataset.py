@@ -12,7 +12,7 @@ import numpy as np
 from wdstools.access import Access
 from wdstools.decode import Decode, make_decoder
 from wdstools.errors import ShardError
-from wdstools.finding import find, save
+from wdstools.finding import StoredIndex, find, save
 from wdstools.index import Index
 from wdstools.samples import Sample
 from wdstools.store import Stores
@@ -122,7 +122,8 @@ class Dataset(View):
         Raises DestinationError where an index of other shards is there; StoreError or OSError where it cannot be
         written; UrlError.
         """
-        return save(self.index, self._options[3], None if path is None else os.fspath(path)).name
+        saved = save(self.index, self._options[3], None if path is None else os.fspath(path))
+        return saved.url if isinstance(saved, StoredIndex) else saved.name
 
     def _with(self, rows: Rows, joined: Mapping[str, Any] | None = None) -> Dataset:
         view = object.__new__(type(self))

@@ -34,12 +34,16 @@ _DROPPED = re.compile(
 _MACHINE = re.compile(
     r"169\.254\.\d+\.\d+|metadata\.google\.internal|computeMetadata|/latest/meta-data|/latest/api/token"
 )
+_SECRET = re.compile(
+    r"([?&;](?:X-(?:Amz|Goog)-(?:Signature|Credential|Security-Token)|sig|signature|(?:[\w-]*[_-])?(?:token|key))=)[^&;\s]+",
+    re.I,
+)
 _NOTHING_THERE = re.compile(r"NoSuchKey|NoSuchBucket|ContainerNotFound|BlobNotFound|bucket does not exist", re.I)
 
 
 def hide(url: str) -> str:
-    """A URL, or text with URLs in it, without the passwords, for messages."""
-    return re.sub(r"//[^/\s:@]*:[^/\s@]*@", "//", url)
+    """A URL, or text with URLs in it, without passwords, signatures and tokens, for messages."""
+    return _SECRET.sub(r"\1...", re.sub(r"//[^/\s:@]*:[^/\s@]*@", "//", url))
 
 
 class NoRangesError(StoreError):

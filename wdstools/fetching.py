@@ -14,6 +14,7 @@ from typing import Any
 
 from wdstools import _core, urls
 from wdstools.errors import ChangedError, PastEndError, ShardError, StaleIndexError, StoreError, WdsError
+from wdstools.failures import hide
 from wdstools.index import Index
 from wdstools.ranges import Range
 from wdstools.samples import Sample
@@ -96,7 +97,9 @@ class Fetcher:
 
 def stale(index: Index, url: str, why: object) -> StaleIndexError:
     """The error for a shard that is not what the index says."""
-    error = StaleIndexError(f"{index.name}: does not describe {url} any more: {why}; rebuild it with wds-index build")
+    error = StaleIndexError(
+        f"{index.name}: does not describe {hide(url)} any more: {why}; rebuild it with wds-index build"
+    )
     error.__cause__ = why if isinstance(why, BaseException) else None
     return error
 

@@ -15,6 +15,7 @@ import pyarrow as pa
 from wdstools import _core, build, urls
 from wdstools.compression import Decompressed
 from wdstools.errors import AccessError, ChangedError, DestinationError, NotFoundError, StoreError, WdsError
+from wdstools.failures import hide
 from wdstools.fetching import is_remote
 from wdstools.index import SUFFIX, Index
 from wdstools.merge import merge
@@ -47,7 +48,7 @@ class StoredIndex(Index):
 
     @property
     def name(self) -> str:
-        return self.url
+        return hide(self.url)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return load_stored, self._source
@@ -63,7 +64,7 @@ def load_stored(url: str, stores: Stores, known: int | None = None) -> StoredInd
         data = file.read()
     found = _core.hash_key(data)
     if known is not None and found != known:
-        raise ChangedError(f"{url}: was replaced while it was in use; open it anew")
+        raise ChangedError(f"{hide(url)}: was replaced while it was in use; open it anew")
     index = Index.parse(data, url, urls.dirname(url))
     return StoredIndex(index.table, index.shards, index.metadata, (url, stores, found))
 
@@ -107,7 +108,11 @@ def _of_shards(shards: list[str], stores: Stores, keep: bool) -> Found:
     wanted = [number.get(canonical(url), -1) for url in shards]
     if -1 in wanted:
         lacking = shards[wanted.index(-1)]
-        log.warning("%s does not have %s: building an index in memory; `wds-index build` refreshes it", path, lacking)
+        log.warning(
+            "%s does not have %s: building an index in memory; `wds-index build` refreshes it",
+            hide(path),
+            hide(lacking),
+        )
         return _index_shards(shards, stores), None
     return index, None if wanted == list(range(len(number))) else index.select_shards(wanted)
 
@@ -182,7 +187,7 @@ def _index_shard(url: str, stores: Stores) -> Index:
         return build.index_shard(url)
     with open_source(url, stores) as source:
         if isinstance(source.handle, Decompressed):
-            raise StoreError(f"{url}: {COMPRESSED.format('gzip, zstd, bzip2 or xz')}")
+            raise StoreError(f"{hide(url)}: {COMPRESSED.format('gzip, zstd, bzip2 or xz')}")
         return build.scan(source)
 
 

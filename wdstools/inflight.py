@@ -7,10 +7,12 @@ import threading
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
 
 from wdstools.errors import StoreError
+from wdstools.ranges import Range, plan
 
 T = TypeVar("T")
 
@@ -38,6 +40,28 @@ class Process:
 
 
 os.register_at_fork(after_in_child=Process.after_fork)
+
+
+@dataclass
+class Job:
+    """One object of a batch: the ranges that are wanted, and the reads that bring them."""
+
+    path: str
+    ranges: list[Range]
+    reads: list[Range] = field(init=False)
+    left: int = field(init=False)  # reads that have not ended
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    error: StoreError | None = None
+
+    def __post_init__(self) -> None:
+        self.reads = plan(self.ranges)
+        self.left = len(self.reads)
+
+    def is_last(self) -> bool:
+        """Note that a read has ended; whether it was the last one."""
+        with self.lock:
+            self.left -= 1
+            return self.left == 0
 
 
 class Calls(Generic[T]):

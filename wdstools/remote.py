@@ -7,20 +7,18 @@ fsspec. Listing and writing go through fsspec.
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 from typing import Any, BinaryIO, Protocol, TypeVar, cast
 
 from wdstools.errors import AccessError, PastEndError, StoreError
 from wdstools.failures import NoRangesError
 from wdstools.fsspecs import Fsspec
 from wdstools.httpclient import HttpClient
-from wdstools.inflight import Calls, Process
+from wdstools.inflight import Calls, Job, Process
 from wdstools.obstores import Obstore, usable
-from wdstools.ranges import Buffer, Range, plan, scatter
+from wdstools.ranges import Buffer, Range, scatter
 from wdstools.retrying import Retries, Transient
 from wdstools.retrying import wait as pause
 from wdstools.storebase import Answer, Stat, Store, as_file, beyond
@@ -42,28 +40,6 @@ class Client(Protocol):
 
     def stat(self, path: str) -> Stat: ...
     def get(self, path: str, start: int, end: int, partly: bool = False) -> Answer: ...
-
-
-@dataclass
-class _Job:
-    """One object of a batch: the ranges that are wanted, and the reads that bring them."""
-
-    path: str
-    ranges: list[Range]
-    reads: list[Range] = field(init=False)
-    left: int = field(init=False)  # reads that have not ended
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    error: StoreError | None = None
-
-    def __post_init__(self) -> None:
-        self.reads = plan(self.ranges)
-        self.left = len(self.reads)
-
-    def is_last(self) -> bool:
-        """Note that a read has ended; whether it was the last one."""
-        with self.lock:
-            self.left -= 1
-            return self.left == 0
 
 
 class RemoteStore(Store):
@@ -90,7 +66,7 @@ class RemoteStore(Store):
         return found
 
     def read_many(self, wanted: Iterable[tuple[str, Iterable[Range]]]) -> Iterator[list[Buffer] | StoreError]:
-        jobs = [_Job(path, list(ranges)) for path, ranges in wanted]
+        jobs = [Job(path, list(ranges)) for path, ranges in wanted]
         self._after_fork()
         calls: Calls[Buffer] = Calls()
         clients = [self._prepare(job) for job in jobs]
@@ -109,7 +85,7 @@ class RemoteStore(Store):
             calls.add(count, self.size, path)
         return calls.outcomes(range(1, count + 1))
 
-    def _prepare(self, job: _Job) -> Client | None:
+    def _prepare(self, job: Job) -> Client | None:
         """The client that reads an object; None: nothing is to be read."""
         if not job.reads:
             return None
@@ -121,20 +97,20 @@ class RemoteStore(Store):
             job.error = error
             return None
 
-    def _know(self, jobs: Iterable[_Job]) -> None:
+    def _know(self, jobs: Iterable[Job]) -> None:
         """Pin objects before their first byte, where it does not bring the version along."""
         unknown = [job for job in jobs if job.path not in self._pins]
         for job, found in zip(unknown, self.sizes([job.path for job in unknown]), strict=True):
             job.error = found if isinstance(found, StoreError) else None
 
-    def _part(self, client: Client, job: _Job, start: int, end: int) -> Buffer:
+    def _part(self, client: Client, job: Job, start: int, end: int) -> Buffer:
         data = self._get(client, job.path, start, end).data
         if job.is_last():
             self._verify(client, job.path)
         return data
 
     def _answers(
-        self, calls: Calls[Buffer], jobs: list[_Job], alone: list[Client | None] | None
+        self, calls: Calls[Buffer], jobs: list[Job], alone: list[Client | None] | None
     ) -> Generator[list[Buffer] | StoreError, None, None]:
         """The ranges of each object; `alone`: the clients, where the one read there is needs no thread."""
         try:
@@ -300,9 +276,10 @@ class RemoteStore(Store):
         return self._fsspec()
 
     def _client(self, name: str, make: Callable[[], T]) -> T:
-        if name not in self._clients:
+        client = self._clients.get(name)
+        if client is None:
             try:
-                self._clients[name] = make()
+                client = self._clients.setdefault(name, make())  # of two threads, one made the client of both
             except Transient as failed:
                 raise failed.error from failed.__cause__
-        return cast(T, self._clients[name])
+        return cast(T, client)

@@ -9,11 +9,11 @@ from __future__ import annotations
 import abc
 import io
 import os
-import re
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO, cast
 
+from wdstools import failures
 from wdstools.errors import ChangedError, PastEndError, StoreError
 from wdstools.ranges import Buffer, Range
 
@@ -76,8 +76,8 @@ class Store(abc.ABC):
         self._forks = Forks.count
 
     def url(self, path: str) -> str:
-        """The URL of a path, for messages: without a password."""
-        return re.sub(r"//[^/:@]*:[^/@]*@", "//", self.root) + path
+        """The URL of a path, for messages: without passwords and signatures."""
+        return failures.hide(self.root + path)
 
     def size(self, path: str) -> Stat:
         """Ask for the size and version of an object."""
