@@ -18,6 +18,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 import wdstools
@@ -37,6 +38,7 @@ from wdstools.errors import (
     UnreachableError,
     UrlError,
 )
+from wdstools.index import Index
 from wdstools.store import Store, Stores, open_store
 
 pytestmark = [
@@ -270,6 +272,19 @@ def test_errors_come_in_the_place_of_their_sample(servers: Servers, folder: Path
         with pytest.raises(error):
             next(samples)
         assert next(samples, None) is None
+
+
+def test_a_row_outside_of_its_shard_is_an_error_in_its_place(servers: Servers, folder: Path) -> None:
+    place = put(servers, "http", folder)
+    index = place.open().index
+    ends = index.table.column("end").to_pylist()
+    ends[20] = 1 << 40
+    at = index.table.column_names.index("end")
+    table = index.table.set_column(at, "end", pa.array(ends, pa.uint64()))
+    samples = iter(Dataset(Index(table, index.shards)))
+    assert [next(samples)["cls"] for _ in range(20)] == [b"%d" % i for i in range(20)]
+    with pytest.raises(IndexFileError, match="row 20 lies outside of its shard"):
+        next(samples)
 
 
 def test_closing_gives_up_what_is_under_way(servers: Servers, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -444,7 +444,7 @@ BROKEN_HTTP = {
 
 @pytest.mark.parametrize("path", BROKEN_HTTP)
 def test_broken_http(server: str, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage, "_STORES", Stores(retries=Retries(idle=0.3, attempts=2, first=0.01)))
+    monkeypatch.setattr(storage, "_STORES", Stores(retries=Retries(idle=0.8, attempts=2, first=0.01)))
     got, error = take(wdstools.stream(f"{server}/{path}"))
     assert isinstance(error, BROKEN_HTTP[path])
     assert f"{server}/{path}" in str(error)

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from wdstools import _core, build
 from wdstools.compression import MAGIC_BYTES, kind
-from wdstools.errors import ShardError, StaleIndexError, StoreError, WdsError
+from wdstools.errors import IndexFileError, ShardError, StaleIndexError, StoreError, WdsError
 from wdstools.fetching import Ahead, Fetcher, Outcome, is_remote, stale
 from wdstools.finding import COMPRESSED, StoredIndex
 from wdstools.index import Index
@@ -89,21 +89,27 @@ class Access:
     def _outcomes(self, rows: Sequence[int], stopped: threading.Event) -> list[Outcome]:
         """The sample of each row, or what is wrong with it, until somebody says stop."""
         found: list[Outcome] = [{}] * len(rows)
-        far = [i for i, row in enumerate(rows) if self.remote[self.index.locate(row)[1]]]
+        far: list[int] = []
+        for i, row in enumerate(rows):
+            try:
+                if self.remote[self.index.locate(row)[1]]:
+                    far.append(i)
+                else:
+                    found[i] = self.read(row)
+            except WdsError as error:
+                found[i] = error
         with contextlib.closing(self.fetcher.outcomes([rows[i] for i in far])) as outcomes:
             for place, outcome in outcomes:
                 if stopped.is_set():
-                    return found
+                    break
                 found[far[place]] = outcome
-        for i in set(range(len(rows))).difference(far):
-            try:
-                found[i] = self.read(rows[i])
-            except WdsError as error:
-                found[i] = error
         return found
 
     def _nbytes(self, row: int) -> int:
-        _, _, start, end = self.index.locate(row)
+        try:
+            _, _, start, end = self.index.locate(row)
+        except IndexFileError:  # which is raised in its place
+            return 0
         return end - start
 
     def stale(self, error: ShardError) -> StaleIndexError:
