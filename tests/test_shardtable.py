@@ -67,3 +67,12 @@ def test_likeness() -> None:
     assert not one.is_like(Shards(["/d/a.tar"], [2], [2], [3], [4]))
     assert not one.is_like(Shards(["/d/b.tar"], [1], [2], [3], [4]))
     assert canonical("s3://b/../a.tar") == "s3://b/../a.tar"
+
+
+def test_etags_stay_where_they_were_seen() -> None:
+    """Shards that were copied with their index have other ETags; those that it names in full are where they were."""
+    table = Shards(["s3://b/set/a.tar", "s3://c/d.tar"], [1024, 512], [0, 0], [1, 1], [1, 1], ["abc", "def"])
+    text = table.to_json("s3://b/set")
+    assert Shards.from_json(text, "s3://b/set") == table
+    copied = Shards.from_json(text, "gs://copy/set")
+    assert (copied.url, copied.etag) == (["gs://copy/set/a.tar", "s3://c/d.tar"], ["", "def"])
