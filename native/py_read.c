@@ -1,46 +1,23 @@
 /* py_read.c: SampleReader, one sample by its byte range. Its headers check the index at every read. */
-#include "module.h"
-#include "py_rows.h"
+#include "py_read.h"
 
 #include <errno.h>
-#include <sys/uio.h>
 
-typedef struct {
-  PyObject_HEAD
-  builder make;
-  row_columns *rows;      /* or NULL */
-  unsigned char *scratch; /* recycled */
-  size_t scratch_cap;
-  bool busy;              /* a read uses make and scratch; it may have let go of the GIL */
-} ReaderObject;
+#include "batchio.h"
 
-/* One read. Bytes [at, at + len) of the shard are in buf. */
-typedef struct {
-  builder *make, own; /* own: where the reader's is busy */
-  PyObject *backing;  /* the bytes object that buf belongs to, and views keep alive; or NULL */
-  unsigned char *buf;
-  size_t cap, len;
-  uint64_t start, end, at;
-  int fd;
-} read_call;
-
-enum { WHOLE = 64 << 10, STEP = 4 << 10, NOWAIT = 16 << 10 }; /* up to WHOLE in one read; of larger samples, headers in STEPs */
+enum { STEP = 4 << 10 }; /* of samples larger than WHOLE, headers are read in STEPs */
 
 /* What is in the page cache comes sooner than the GIL would come back. */
 static bool read_cached(int fd, void *dst, size_t n, uint64_t pos) {
-#ifdef RWF_NOWAIT
   struct iovec to = {dst, n};
-  return n <= NOWAIT && preadv2(fd, &to, 1, (off_t)pos, RWF_NOWAIT) == (ssize_t)n;
-#else
-  (void)fd, (void)dst, (void)n, (void)pos;
-  return false;
-#endif
+  return n <= NOWAIT && pread_cached(fd, &to, 1, pos) == n;
 }
 
 static int read_at(read_call *c, void *dst, size_t n, uint64_t pos) {
   ssize_t got;
   int error = 0;
   if (read_cached(c->fd, dst, n, pos)) return 0;
+  if (c->later) later_is_cold(c->later);
   Py_BEGIN_ALLOW_THREADS
   got = pread_full(c->fd, dst, n, pos);
   if (got < 0) error = errno;
@@ -50,11 +27,36 @@ static int read_at(read_call *c, void *dst, size_t n, uint64_t pos) {
   return got < 0 || (size_t)got < n ? -1 : 0;
 }
 
+/* Go on in the tail. The exception is for read_guessed. */
+static int look_guessed(read_call *c, uint64_t pos, size_t need) {
+  uint64_t tail_at = c->end - c->guess->tail_len;
+  if (pos < tail_at || pos + need > c->end) {
+    PyErr_SetString(PyExc_LookupError, "not as guessed");
+    return -1;
+  }
+  c->buf = (unsigned char *)(uintptr_t)c->guess->tail, c->at = tail_at, c->len = (size_t)c->guess->tail_len;
+  return 0;
+}
+
+/* The guessed payload, where the header says that it is one. A new reference. */
+static PyObject *payload_guessed(read_call *c, const tar_member *m) {
+  guess *g = c->guess;
+  if (!g->value || m->offset != c->start + g->head_len || m->next != c->end - g->tail_len) {
+    PyErr_SetString(PyExc_LookupError, "not as guessed");
+    return NULL;
+  }
+  PyObject *value = g->value;
+  g->value = NULL;
+  _PyBytes_Resize(&value, (Py_ssize_t)m->nbytes);
+  return value;
+}
+
 /* Have at least need bytes from pos on in buf, fewer only at the end of the sample. */
 static int look(read_call *c, uint64_t pos, size_t need) {
   uint64_t left = c->end - pos, size = c->end - c->start;
   if (need > left) need = (size_t)left;
   if (c->len && pos >= c->at && pos + need <= c->at + c->len) return 0;
+  if (c->guess) return look_guessed(c, pos, need);
   size_t n = size <= WHOLE || c->backing ? (size_t)left : need > STEP ? need : left < STEP ? (size_t)left : STEP;
   if (n > c->cap) {
     unsigned char *buf = PyMem_RawRealloc(c->buf, n > WHOLE ? n : WHOLE);
@@ -82,7 +84,10 @@ static PyObject *payload(read_call *c, const tar_member *m) {
   }
   if (m->offset >= c->at && m->offset + n <= c->at + c->len)
     return PyBytes_FromStringAndSize((const char *)c->buf + (m->offset - c->at), (Py_ssize_t)n);
+  if (c->guess) return payload_guessed(c, m);
+  if (n > c->largest) c->largest = n, c->largest_at = m->offset;
   PyObject *value = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)n);
+  if (value && c->later && later_read(c->later, c->fd, value, m->offset)) return value;
   if (value && read_at(c, PyBytes_AS_STRING(value), n, m->offset)) Py_CLEAR(value);
   return value;
 }
@@ -143,40 +148,67 @@ static PyObject *check_key(read_call *c, PyObject *sample, const char *key, size
   return NULL;
 }
 
-/* The sample in bytes [start, end) of a shard, which must have the key: out of data where they are there, else from fd. */
-static PyObject *read_sample(ReaderObject *self, int fd, const unsigned char *data, uint64_t start, uint64_t end, const char *key,
-                             size_t key_len, PyObject *url, PyObject *local_path) {
-  read_call c = {.fd = fd, .start = start, .end = end, .make = &self->make};
+/* What the largest payload of this sample has around it, to guess from. */
+static void learn(ReaderObject *self, const read_call *c) {
+  if (c->largest <= NOWAIT) return;
+  uint64_t head = c->largest_at - c->start, tail = c->end - c->largest_at - tar_padded(c->largest);
+  self->alike = head == self->head && tail == self->tail ? self->alike + 1 : 0;
+  self->head = head, self->tail = tail;
+}
+
+/* Parse with the reader's builder, or with one of its own where that is busy. */
+static PyObject *parse_call(ReaderObject *self, read_call *c, const sample_at *at) {
+  Py_XSETREF(c->make->url, Py_NewRef(at->url));
+  Py_XSETREF(c->make->local_path, at->local_path == Py_None ? NULL : Py_NewRef(at->local_path));
+  Py_CLEAR(c->make->sample);
+  PyObject *sample = parse_sample(c);
+  if (sample) sample = check_key(c, sample, at->key, at->key_len);
+  Py_CLEAR(c->make->sample);
+  if (sample && !c->guess) learn(self, c);
+  return sample;
+}
+
+PyObject *read_guessed(ReaderObject *self, const sample_at *at, guess *g) {
+  read_call c = {.fd = -1, .start = at->start, .end = at->end, .make = &self->make, .guess = g};
+  if (self->busy) return NULL;
+  self->busy = true;
+  c.buf = (unsigned char *)(uintptr_t)g->head, c.at = at->start, c.len = (size_t)g->head_len;
+  PyObject *sample = parse_call(self, &c, at);
+  self->busy = false;
+  if (!sample) PyErr_Clear(), self->alike = 0; /* reading it tells what is wrong, if anything is */
+  return sample;
+}
+
+PyObject *read_sample(ReaderObject *self, const sample_at *at, const unsigned char *data, PyObject *backing, later *later) {
+  size_t size = (size_t)(at->end - at->start);
+  read_call c = {.fd = at->fd, .start = at->start, .end = at->end, .make = &self->make, .later = later};
   PyObject *sample = NULL;
+  builder own; /* where the reader's is busy */
   bool mine = !self->busy;
   if (mine) {
     self->busy = true;
     c.buf = self->scratch, c.cap = self->scratch_cap;
     self->scratch = NULL, self->scratch_cap = 0;
   } else {
-    c.make = &c.own;
-    if (builder_init(&c.own, self->make.st, self->make.fields, self->make.views)) return NULL;
+    c.make = &own;
+    if (builder_init(&own, self->make.st, self->make.fields, self->make.views)) return NULL;
   }
-  Py_XSETREF(c.make->url, Py_NewRef(url));
-  Py_XSETREF(c.make->local_path, local_path == Py_None ? NULL : Py_NewRef(local_path));
-  Py_CLEAR(c.make->sample);
   unsigned char *scratch = c.buf;
   size_t scratch_cap = c.cap;
+  bool filled = data || backing;
   if (self->make.views) {
-    c.backing = PyBytes_FromStringAndSize((const char *)data, (Py_ssize_t)(end - start));
+    c.backing = backing ? Py_NewRef(backing) : PyBytes_FromStringAndSize((const char *)data, (Py_ssize_t)size);
     c.buf = c.backing ? (unsigned char *)PyBytes_AS_STRING(c.backing) : NULL;
-    c.cap = (size_t)(end - start);
+    c.cap = size;
   } else if (data) {
-    c.buf = (unsigned char *)data; /* nothing writes to it: all is there */
+    c.buf = (unsigned char *)(uintptr_t)data; /* nothing writes to it: all is there */
   }
-  if (data) c.at = start, c.len = c.cap = (size_t)(end - start);
-  if (!self->make.views || c.backing) sample = parse_sample(&c);
-  if (sample) sample = check_key(&c, sample, key, key_len);
-  Py_CLEAR(c.make->sample);
-  if (!self->make.views && !data) scratch = c.buf, scratch_cap = c.cap;
+  if (filled) c.at = at->start, c.len = c.cap = size;
+  if (!self->make.views || c.backing) sample = parse_call(self, &c, at);
+  if (!self->make.views && !filled) scratch = c.buf, scratch_cap = c.cap;
   Py_XDECREF(c.backing);
   if (mine) self->scratch = scratch, self->scratch_cap = scratch_cap, self->busy = false;
-  else PyMem_RawFree(scratch), builder_clear(&c.own);
+  else PyMem_RawFree(scratch), builder_clear(&own);
   return sample;
 }
 
@@ -194,8 +226,8 @@ static PyObject *reader_read(PyObject *op, PyObject *const *args, Py_ssize_t nar
   }
   PyObject *key = PyUnicode_AsEncodedString(args[3], "utf-8", "surrogateescape");
   if (!key) return NULL;
-  PyObject *sample = read_sample((ReaderObject *)op, fd, NULL, start, end, PyBytes_AS_STRING(key), (size_t)PyBytes_GET_SIZE(key),
-                                 args[4], args[5]);
+  sample_at at = {fd, 0, start, end, PyBytes_AS_STRING(key), (size_t)PyBytes_GET_SIZE(key), args[4], args[5], NULL};
+  PyObject *sample = read_sample((ReaderObject *)op, &at, NULL, NULL, NULL);
   Py_DECREF(key);
   return sample;
 }
@@ -210,15 +242,55 @@ static PyObject *reader_parse(PyObject *op, PyObject *const *args, Py_ssize_t na
   if (!as_u64(args[1], &start) || PyObject_GetBuffer(args[0], &data, PyBUF_SIMPLE)) return NULL;
   PyObject *sample = NULL, *key = NULL;
   if (!data.len || start > INT64_MAX - (uint64_t)data.len) PyErr_SetString(PyExc_ValueError, "not a byte range");
-  else if ((key = PyUnicode_AsEncodedString(args[2], "utf-8", "surrogateescape")))
-    sample = read_sample((ReaderObject *)op, -1, data.buf, start, start + (uint64_t)data.len, PyBytes_AS_STRING(key),
-                         (size_t)PyBytes_GET_SIZE(key), args[3], args[4]);
+  else if ((key = PyUnicode_AsEncodedString(args[2], "utf-8", "surrogateescape"))) {
+    sample_at at = {-1, 0, start, start + (uint64_t)data.len, PyBytes_AS_STRING(key), (size_t)PyBytes_GET_SIZE(key),
+                    args[3], args[4], NULL};
+    sample = read_sample((ReaderObject *)op, &at, data.buf, NULL, NULL);
+  }
   Py_XDECREF(key);
   PyBuffer_Release(&data);
   return sample;
 }
 
-/* files: per shard None or (fd, url, local_path, ...). None: not as simple as that, let Python see to it. */
+/* The key of a row that was found, kept where it is in memory, else in at->own_key. */
+static bool keep_key(sample_at *at, const row_columns *r, const row_found *f) {
+  at->key = f->key, at->key_len = f->key_len, at->own_key = NULL;
+  if (!r->filed) return true;
+  if (!(at->own_key = PyMem_RawMalloc(f->key_len + 1))) return false;
+  memcpy(at->own_key, f->key, f->key_len);
+  at->key = at->own_key;
+  return true;
+}
+
+int locate_row(row_columns *r, PyObject *row_number, PyObject *files, sample_at *at, PyObject **file) {
+  Py_ssize_t row = PyLong_AsSsize_t(row_number);
+  if (row == -1 && PyErr_Occurred()) return -1;
+  row_found f;
+  int status = r && row >= 0 ? find_row(r, (size_t)row, &f, false) : ROW_NOT_ATTACHED;
+  if (status == ROW_NOT_ATTACHED) return 0;
+  if (status == ROW_ERROR) {
+    if (!PyErr_ExceptionMatches(PyExc_ValueError)) return -1;
+    PyErr_Clear(); /* Python says what is not sound */
+    return 0;
+  }
+  at->shard = f.shard, at->start = f.start, at->end = f.end;
+  PyObject *open = f.shard < (uint64_t)PyList_GET_SIZE(files) ? PyList_GET_ITEM(files, (Py_ssize_t)f.shard) : Py_None;
+  bool simple = PyTuple_Check(open) && PyTuple_GET_SIZE(open) >= 3, kept = simple && keep_key(at, r, &f);
+  row_done(&f);
+  if (!simple) return 0;
+  if (!kept) {
+    PyErr_NoMemory();
+    return -1;
+  }
+  *file = Py_NewRef(open);
+  at->fd = PyObject_AsFileDescriptor(PyTuple_GET_ITEM(open, 0));
+  at->url = PyTuple_GET_ITEM(open, 1), at->local_path = PyTuple_GET_ITEM(open, 2);
+  if (at->fd >= 0) return 1;
+  Py_CLEAR(*file);
+  PyMem_RawFree(at->own_key);
+  return -1;
+}
+
 static PyObject *reader_read_row(PyObject *op, PyObject *const *args, Py_ssize_t nargs) {
   ReaderObject *self = (ReaderObject *)op;
   row_columns *r = self->rows;
@@ -226,27 +298,17 @@ static PyObject *reader_read_row(PyObject *op, PyObject *const *args, Py_ssize_t
     PyErr_SetString(PyExc_TypeError, "read_row(row: int, files: list)");
     return NULL;
   }
-  Py_ssize_t number_of_row = PyLong_AsSsize_t(args[0]);
-  if (number_of_row == -1 && PyErr_Occurred()) return NULL;
-  size_t row = (size_t)number_of_row;
-  const row_batch *batch = r && number_of_row >= 0 ? find_batch(r, &row) : NULL;
-  if (!batch) Py_RETURN_NONE;
-  uint64_t shard = number(&batch->shard, row), start = number(&batch->start, row), end = number(&batch->end, row);
-  const char *key;
-  size_t key_len;
-  if (shard >= (uint64_t)PyList_GET_SIZE(args[1]) || shard >= (uint64_t)r->shard_nbytes.len / 8 || start >= end ||
-      end > number(&r->shard_nbytes, (size_t)shard) || end > INT64_MAX || !find_key(batch, row, &key, &key_len))
-    Py_RETURN_NONE;
-  PyObject *file = PyList_GET_ITEM(args[1], (Py_ssize_t)shard);
-  if (!PyTuple_Check(file) || PyTuple_GET_SIZE(file) < 3) Py_RETURN_NONE;
-  Py_INCREF(file); /* the list may let go of it while we read, and the reader of the columns that the key is in */
-  r->refs++;
-  int fd = PyObject_AsFileDescriptor(PyTuple_GET_ITEM(file, 0));
-  PyObject *sample =
-      fd < 0 ? NULL
-             : read_sample(self, fd, NULL, start, end, key, key_len, PyTuple_GET_ITEM(file, 1), PyTuple_GET_ITEM(file, 2));
+  sample_at at;
+  PyObject *file, *sample = NULL; /* file: the list may let go of it while we read, as the reader of the columns */
+  if (r) r->refs++;
+  int found = locate_row(r, args[0], args[1], &at, &file);
+  if (found > 0) {
+    sample = read_sample(self, &at, NULL, NULL, NULL);
+    PyMem_RawFree(at.own_key);
+    Py_DECREF(file);
+  }
   rows_release(r);
-  Py_DECREF(file);
+  if (!found) Py_RETURN_NONE;
   return sample;
 }
 
@@ -293,6 +355,7 @@ static void reader_dealloc(PyObject *op) {
   PyObject_GC_UnTrack(op);
   reader_clear(op);
   PyMem_RawFree(((ReaderObject *)op)->scratch);
+  PyMem_RawFree(((ReaderObject *)op)->group);
   type->tp_free(op);
   Py_DECREF(type);
 }
@@ -307,6 +370,9 @@ static PyMethodDef reader_methods[] = {
     {"read_row", (PyCFunction)(void (*)(void))reader_read_row, METH_FASTCALL,
      "read_row(row, files): the sample of a row, files being None or (fd, url, local_path, ...) for each shard; None where "
      "the shard is not open or the row is not sound"},
+    {"read_rows", (PyCFunction)(void (*)(void))reader_read_rows, METH_FASTCALL,
+     "read_rows(rows, files): what read_row has for each of rows, read in the order in which they lie in their shards; and "
+     "the places of those that are None, or no row numbers"},
     {NULL, NULL, 0, NULL}};
 static PyType_Slot reader_slots[] = {{Py_tp_doc, "SampleReader(fields=None, views=False): samples by byte range"},
                                      {Py_tp_new, reader_new},

@@ -6,11 +6,13 @@ Whichever way bytes come, the same C code parses them and compares them with the
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import os
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 from wdstools import _core, build
 from wdstools.compression import MAGIC_BYTES, kind
@@ -60,23 +62,49 @@ class Access:
         except ShardError as error:
             raise self.stale(error) from error
 
-    def read_many(self, rows: Sequence[int]) -> list[Sample]:
+    def read_many(self, rows: Sequence[Any], row_of: Callable[[Any], int] = int) -> list[Sample]:
         """Return the samples of rows, in their order: read in the order in which they lie in their shards, which is
-        that of the rows; remote shards all at once, neighbours in one request. Raises as read() does."""
-        found: list[Sample] = [{}] * len(rows)
-        order = sorted(range(len(rows)), key=rows.__getitem__)
-        if self.local:
-            for i in order:
-                found[i] = self.read(rows[i])
-            return found
-        far = [i for i in order if self.remote[self.index.locate(rows[i])[1]]]
+        that of the rows; remote shards all at once, neighbours in one request. `row_of` is asked for the rows of what
+        is not a number from 0 to that of the rows. Raises as read() does."""
+        try:
+            found, left = self.reader.read_rows(rows, self.files.open)
+        except ShardError as error:
+            raise self.stale(error) from error
+        if left:
+            self._read_left({i: row_of(rows[i]) for i in left}, found)
+        return found  # type: ignore[return-value]  # nothing is None any more
+
+    def _read_left(self, rows: dict[int, int], found: list[Sample | None]) -> None:
+        """Put the samples of rows[i] into found[i]."""
+        local: dict[int, list[int]] = {}  # shard -> places in `found`
+        far: list[int] = []
+        for i in sorted(rows, key=rows.__getitem__):
+            shard = self.index.locate(rows[i])[1]
+            if self.remote[shard]:
+                far.append(i)
+            else:
+                local.setdefault(shard, []).append(i)
         for place, outcome in self.fetcher.outcomes([rows[i] for i in far]):
             if isinstance(outcome, WdsError):
                 raise outcome
             found[far[place]] = outcome
-        for i in set(order).difference(far):
-            found[i] = self.read(rows[i])
-        return found
+        self._read_local(rows, found, local)
+
+    def _read_local(self, rows: dict[int, int], found: list[Sample | None], local: dict[int, list[int]]) -> None:
+        """The samples of shards that were not open, of as many shards at once as may be."""
+        shards = iter(local)
+        while group := list(itertools.islice(shards, OPEN_FILES)):
+            try:
+                for shard in group:
+                    self.files.get(shard)
+                places = [i for shard in group for i in local[shard]]
+                samples, left = self.reader.read_rows([rows[i] for i in places], self.files.open)
+            except ShardError as error:
+                raise self.stale(error) from error
+            for i, sample in zip(places, samples, strict=True):
+                found[i] = sample
+            for k in left:  # another thread has opened others since, or it is not sound
+                found[places[k]] = self.read(rows[places[k]])
 
     def each(self, rows: Iterable[int]) -> Iterator[Sample]:
         """Yield the samples of rows, remote ones while the next are under way. Raises as read() does, in the place of

@@ -107,9 +107,14 @@ class Dataset(View):
         shards; remote ones concurrently, neighbours in one request. Raises as [] does."""
         if isinstance(numbers, np.ndarray):
             numbers = numbers.tolist()  # Python's own numbers are faster
-        rows = [self._row_of(n) if isinstance(n, str) else self._row(operator.index(n)) for n in numbers]
-        samples = self._access.read_many(rows)
+        if self._whole:  # rows are numbers
+            samples = self._access.read_many(list(numbers), self._any_row)
+        else:
+            samples = self._access.read_many(list(map(self._any_row, numbers)))
         return samples if self._decode is None else list(map(self._decode, samples))
+
+    def _any_row(self, number: int | str) -> int:
+        return self._row_of(number) if isinstance(number, str) else self._row(operator.index(number))
 
     def __getitems__(self, numbers: Sequence[int | str]) -> list[Sample]:
         """Return what fetch() does: torch's DataLoader asks for whole batches by this name."""
