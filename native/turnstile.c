@@ -1,0 +1,335 @@
+#include "turnstile.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/futex.h>
+#include <limits.h>
+#include <pthread.h>
+#include <stdarg.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "device.h"
+
+enum { PLACES = 509, WATCHED = 16, POLL_MS = 20, PATIENCE = 10 /* seconds */, BEAT_BITS = 24 };
+#define BEAT_STALE (((uint64_t)1 << BEAT_BITS) - 1)
+#define TICKETS ((uint64_t)1 << 40) /* enough for a thousand turns a second over thirty years */
+
+typedef struct {
+  _Atomic uint64_t next, verdict;
+  _Atomic uint32_t turns, nothing;
+  _Atomic uint64_t place[PLACES];
+} page;
+_Static_assert(sizeof(page) == 4096, "the file is one page");
+
+struct turnstile {
+  page *shared;
+  int fd;
+  unsigned slots;
+  char name[40];
+  uint64_t ticket, beat;
+  turnstile_warning *warn;
+  struct {
+    uint64_t place;
+    double since;
+  } watch[WATCHED]; /* those that are in the way, at ticket % WATCHED, since they beat last */
+};
+
+static double seconds(void) {
+  struct timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
+}
+
+__attribute__((format(printf, 2, 3))) static void warn(turnstile_warning *to, const char *format, ...) {
+  char text[PATH_MAX + 200];
+  va_list args;
+  if (!to) return;
+  va_start(args, format);
+  vsnprintf(text, sizeof text, format, args);
+  va_end(args);
+  to(text);
+}
+
+/* -------------------------------------------------------------------------------------------------- the lock file */
+
+/* A directory that only this user can change: its descriptor, or -1. EPERM: it is there and is not such a one. */
+static int own_directory(const char *path) {
+  struct stat st;
+  if (mkdir(path, 0700) && errno != EEXIST) return -1;
+  int fd = open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+  if (fd < 0) {
+    if (errno == ELOOP || errno == ENOTDIR || errno == EACCES) errno = EPERM;
+    return -1;
+  }
+  if (!fstat(fd, &st) && st.st_uid == geteuid() && !(st.st_mode & (S_IWGRP | S_IWOTH))) return fd;
+  close(fd);
+  errno = EPERM;
+  return -1;
+}
+
+static page *map_file(int dir, const char *name, int *fd) {
+  struct stat st;
+  *fd = openat(dir, name, O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK, 0600);
+  if (*fd < 0) return NULL;
+  void *at = MAP_FAILED;
+  if (fstat(*fd, &st)) goto fail;
+  if (!S_ISREG(st.st_mode) || st.st_uid != geteuid() || st.st_mode & (S_IWGRP | S_IWOTH)) {
+    errno = EPERM;
+    goto fail;
+  }
+  int error = posix_fallocate(*fd, 0, sizeof(page)); /* so that a full disk is an error here, and no SIGBUS later */
+  if (error) {
+    errno = error;
+    goto fail;
+  }
+  at = mmap(NULL, sizeof(page), PROT_READ | PROT_WRITE, MAP_SHARED, *fd, 0);
+  if (at != MAP_FAILED) return at;
+fail:
+  error = errno;
+  close(*fd);
+  *fd = -1;
+  errno = error;
+  return NULL;
+}
+
+static bool attach_in(turnstile *t, const char *dir) {
+  int fd = own_directory(dir);
+  if (fd >= 0) t->shared = map_file(fd, t->name, &t->fd);
+  int error = errno;
+  if (fd >= 0) close(fd);
+  errno = error;
+  if (!t->shared && error == EPERM)
+    warn(t->warn, "%s: not used for locks: it must be a directory of this user (uid %u) that nobody else can write to", dir, (unsigned)geteuid());
+  return t->shared != NULL;
+}
+
+/* Below a directory of the system, which must be the user's own too. */
+static bool attach_below(turnstile *t, const char *base) {
+  char dir[PATH_MAX];
+  struct stat st;
+  if (!base || base[0] != '/' || stat(base, &st) || st.st_uid != geteuid()) return false;
+  return snprintf(dir, sizeof dir, "%s/wdstools", base) < (int)sizeof dir && attach_in(t, dir);
+}
+
+static bool attach(turnstile *t) {
+  const char *given = getenv("WDS_LOCK_DIR");
+  char run[40], tmp[40], shm[40];
+  unsigned uid = (unsigned)geteuid();
+  snprintf(run, sizeof run, "/run/user/%u", uid);
+  snprintf(tmp, sizeof tmp, "/tmp/wdstools-%u", uid);
+  snprintf(shm, sizeof shm, "/dev/shm/wdstools-%u", uid);
+  if (given && *given) {
+    if (attach_in(t, given)) return true;
+    if (errno != EPERM) warn(t->warn, "%s: no lock file can be made here: %s", given, strerror(errno));
+  } else if (attach_below(t, getenv("XDG_RUNTIME_DIR")) || attach_below(t, run) || attach_in(t, tmp) || attach_in(t, shm)) {
+    return true;
+  } else {
+    warn(t->warn, "no lock file can be made in %s or %s (%s); WDS_LOCK_DIR names another directory", tmp, shm, strerror(errno));
+  }
+  warn(t->warn, "reading without the turnstile: other readers of the disk are not waited for");
+  return false;
+}
+
+static void detach(turnstile *t) {
+  if (t->shared) munmap(t->shared, sizeof(page));
+  if (t->fd >= 0) close(t->fd);
+  t->shared = NULL;
+  t->fd = -1;
+}
+
+/* ------------------------------------------------------------------------------------------------------- the queue */
+
+static int lock_ticket(const turnstile *t, short type, uint64_t ticket) {
+  struct flock lock = {.l_type = type, .l_whence = SEEK_SET, .l_start = (off_t)ticket, .l_len = 1};
+  return fcntl(t->fd, F_OFD_SETLK, &lock) ? errno : 0;
+}
+
+static void pause_ms(unsigned ms) { nanosleep(&(struct timespec){.tv_nsec = (long)ms * 1000000}, NULL); }
+
+/* The byte is locked before the ticket counts as taken: a lower byte that is free belongs to nobody any more. */
+static int take_ticket(turnstile *t) {
+  page *s = t->shared;
+  for (int tries = 0;; tries++) {
+    uint64_t n = atomic_load(&s->next) % TICKETS, expected = n;
+    int error = lock_ticket(t, F_WRLCK, n);
+    if (error && error != EAGAIN && error != EACCES) return error;
+    if (error) { /* its taker is between these two lines; one that was stopped there is passed by */
+      pause_ms(1);
+      if (tries > 100) atomic_compare_exchange_strong(&s->next, &expected, n + 1), tries = 0;
+    } else if (atomic_load(&s->next) % TICKETS != n) {
+      lock_ticket(t, F_UNLCK, n);
+    } else {
+      t->ticket = n, t->beat = 0;
+      turnstile_beat(t);
+      atomic_compare_exchange_strong(&s->next, &expected, n + 1);
+      return 0;
+    }
+  }
+}
+
+void turnstile_beat(turnstile *t) {
+  t->beat = (t->beat + 1) % (BEAT_STALE - 1);
+  atomic_store(&t->shared->place[t->ticket % PLACES], t->ticket << BEAT_BITS | t->beat);
+}
+
+/* Whether the holder of a locked ticket counts: not when it has been still for too long. */
+static bool is_awake(turnstile *t, uint64_t ticket) {
+  _Atomic uint64_t *place = &t->shared->place[ticket % PLACES];
+  uint64_t now = atomic_load(place);
+  if (now >> BEAT_BITS != ticket) return now >> BEAT_BITS < ticket; /* overwritten: hundreds came after it */
+  if ((now & BEAT_STALE) == BEAT_STALE) return false;
+  if (t->watch[ticket % WATCHED].place != now) {
+    t->watch[ticket % WATCHED].place = now;
+    t->watch[ticket % WATCHED].since = seconds();
+  } else if (seconds() - t->watch[ticket % WATCHED].since > PATIENCE) {
+    if (atomic_compare_exchange_strong(place, &now, ticket << BEAT_BITS | BEAT_STALE))
+      warn(t->warn, "a reader has had its turn for %d seconds without reading on: it is overtaken", PATIENCE);
+    return false;
+  }
+  return true;
+}
+
+/* How many of the tickets [from, to) have a living holder, counted up to most. */
+static unsigned count_awake(turnstile *t, uint64_t from, uint64_t to, unsigned most) {
+  if (from >= to || !most) return 0;
+  struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = (off_t)from, .l_len = (off_t)(to - from)};
+  if (fcntl(t->fd, F_OFD_GETLK, &lock) || lock.l_type == F_UNLCK) return 0;
+  uint64_t at = (uint64_t)lock.l_start < from ? from : (uint64_t)lock.l_start;
+  unsigned n = is_awake(t, at);
+  n += count_awake(t, from, at, most - n);
+  return n + count_awake(t, at + 1, to, most - n);
+}
+
+static void futex_wait(_Atomic uint32_t *at, uint32_t seen, unsigned ms) {
+  struct timespec timeout = {.tv_nsec = (long)ms * 1000000};
+  syscall(SYS_futex, at, FUTEX_WAIT, seen, &timeout, NULL, 0);
+}
+
+int turnstile_enter(turnstile *t, const atomic_bool *stop) {
+  struct stat st;
+  if (!fstat(t->fd, &st) && !st.st_nlink) { /* somebody cleaned up: meet the others in a new file */
+    detach(t);
+    if (!attach(t)) return ENOENT;
+  }
+  int error = take_ticket(t);
+  if (error) return error;
+  for (;;) {
+    uint32_t seen = atomic_load(&t->shared->turns);
+    if (count_awake(t, 0, t->ticket, t->slots) < t->slots) break;
+    if (stop && atomic_load(stop)) {
+      turnstile_leave(t);
+      return ECANCELED;
+    }
+    futex_wait(&t->shared->turns, seen, POLL_MS);
+    turnstile_beat(t);
+  }
+  turnstile_beat(t);
+  return 0;
+}
+
+void turnstile_leave(turnstile *t) {
+  lock_ticket(t, F_UNLCK, t->ticket);
+  atomic_fetch_add(&t->shared->turns, 1);
+  syscall(SYS_futex, &t->shared->turns, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
+}
+
+/* ----------------------------------------------------------------------------------------------------- which device */
+
+/* Verdicts hold for one boot, and for one mount where the device is a mount. */
+static uint64_t verdict_tag(const device *d) {
+  static const char path[] = "/proc/sys/kernel/random/boot_id";
+  char id[64] = "";
+  uint64_t h = 14695981039346656037u ^ d->mount; /* FNV-1a */
+  int fd = open(path, O_RDONLY | O_CLOEXEC);
+  ssize_t n = fd < 0 ? 0 : read(fd, id, sizeof id);
+  if (fd >= 0) close(fd);
+  for (ssize_t i = 0; i < n; i++) h = (h ^ (unsigned char)id[i]) * 1099511628211u;
+  return h << 2;
+}
+
+/* Asked under the turn, so that the first of many readers probes an idle disk and the others find the answer. */
+static bool device_seeks(turnstile *t, int fd, const device *d) {
+  uint64_t tag = verdict_tag(d), known = atomic_load(&t->shared->verdict);
+  if ((known & ~(uint64_t)3) == tag) return (known & 3) == PROBE_SEEKS;
+  unsigned slots = t->slots;
+  t->slots = 1;
+  bool entered = !turnstile_enter(t, NULL);
+  t->slots = slots;
+  if (!t->shared) return false;
+  known = atomic_load(&t->shared->verdict);
+  if ((known & ~(uint64_t)3) != tag) {
+    probe_result found = device_probe(fd, d);
+    known = tag | found;
+    if (found != PROBE_UNSURE) atomic_store(&t->shared->verdict, known);
+  }
+  if (entered) turnstile_leave(t);
+  return (known & 3) == PROBE_SEEKS;
+}
+
+/* Devices that this process need not ask about again. */
+static struct {
+  pthread_mutex_t lock;
+  unsigned n;
+  struct { unsigned long long dev, mount; } known[32];
+} flat = {.lock = PTHREAD_MUTEX_INITIALIZER};
+
+static bool flat_known(unsigned long long dev, unsigned long long mount) {
+  bool found = false;
+  pthread_mutex_lock(&flat.lock);
+  for (unsigned i = 0; i < flat.n && i < 32; i++) found |= flat.known[i].dev == dev && flat.known[i].mount == mount;
+  pthread_mutex_unlock(&flat.lock);
+  return found;
+}
+
+static void flat_add(unsigned long long dev, unsigned long long mount) {
+  pthread_mutex_lock(&flat.lock);
+  flat.known[flat.n % 32].dev = dev, flat.known[flat.n % 32].mount = mount;
+  flat.n++;
+  pthread_mutex_unlock(&flat.lock);
+}
+
+int turnstile_open(int fd, lock_mode mode, unsigned slots, turnstile_warning *warning, turnstile **out) {
+  device d;
+  struct stat st;
+  *out = NULL;
+  if (mode == LOCK_NEVER || fstat(fd, &st) || !(S_ISREG(st.st_mode) || S_ISBLK(st.st_mode))) return 0;
+  (void)flat_known, (void)flat_add;
+  if (device_of(fd, &d)) return 0;
+  if (mode == LOCK_AUTO && (d.kind == DEVICE_NONE || d.kind == DEVICE_FLAT)) return 0;
+  turnstile *t = calloc(1, sizeof *t);
+  if (!t) return ENOMEM;
+  t->fd = -1;
+  t->slots = slots ? slots : 1;
+  t->warn = warning;
+  snprintf(t->name, sizeof t->name, "turnstile1-%u:%u", d.major, d.minor);
+  if (attach(t) && (mode == LOCK_ALWAYS || device_seeks(t, fd, &d))) {
+    *out = t;
+    return 0;
+  }
+  turnstile_close(t);
+  return 0;
+}
+
+void turnstile_close(turnstile *t) {
+  if (!t) return;
+  detach(t);
+  free(t);
+}
+
+bool lock_mode_of(const char *name, lock_mode *mode) {
+  static const char *const names[] = {"auto", "always", "never"};
+  for (int i = 0; i < 3; i++)
+    if (!strcmp(name, names[i])) {
+      *mode = (lock_mode)i;
+      return true;
+    }
+  return false;
+}
