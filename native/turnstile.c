@@ -4,7 +4,6 @@
 #include <fcntl.h>
 #include <linux/futex.h>
 #include <limits.h>
-#include <pthread.h>
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -18,7 +17,7 @@
 
 #include "device.h"
 
-enum { PLACES = 509, WATCHED = 16, POLL_MS = 20, PATIENCE = 10 /* seconds */, BEAT_BITS = 24 };
+enum { PLACES = 509, WATCHED = 16, POLL_MS = 20, BEAT_BITS = 24 };
 #define BEAT_STALE (((uint64_t)1 << BEAT_BITS) - 1)
 #define TICKETS ((uint64_t)1 << 40) /* enough for a thousand turns a second over thirty years */
 
@@ -32,7 +31,7 @@ _Static_assert(sizeof(page) == 4096, "the file is one page");
 struct turnstile {
   page *shared;
   int fd;
-  unsigned slots;
+  unsigned slots, patience;
   char name[40];
   uint64_t ticket, beat;
   turnstile_warning *warn;
@@ -56,6 +55,12 @@ __attribute__((format(printf, 2, 3))) static void warn(turnstile_warning *to, co
   vsnprintf(text, sizeof text, format, args);
   va_end(args);
   to(text);
+}
+
+static unsigned patience(void) {
+  const char *given = getenv("WDS_LOCK_PATIENCE");
+  int n = given ? atoi(given) : 0;
+  return n > 0 ? (unsigned)n : 10;
 }
 
 /* -------------------------------------------------------------------------------------------------- the lock file */
@@ -158,13 +163,17 @@ static void pause_ms(unsigned ms) { nanosleep(&(struct timespec){.tv_nsec = (lon
 static int take_ticket(turnstile *t) {
   page *s = t->shared;
   for (int tries = 0;; tries++) {
-    uint64_t n = atomic_load(&s->next) % TICKETS, expected = n;
+    uint64_t n = atomic_load(&s->next), expected = n;
+    if (n >= TICKETS) { /* not ours: somebody has written to the file */
+      atomic_compare_exchange_strong(&s->next, &expected, 0);
+      continue;
+    }
     int error = lock_ticket(t, F_WRLCK, n);
     if (error && error != EAGAIN && error != EACCES) return error;
     if (error) { /* its taker is between these two lines; one that was stopped there is passed by */
       pause_ms(1);
       if (tries > 100) atomic_compare_exchange_strong(&s->next, &expected, n + 1), tries = 0;
-    } else if (atomic_load(&s->next) % TICKETS != n) {
+    } else if (atomic_load(&s->next) != n) {
       lock_ticket(t, F_UNLCK, n);
     } else {
       t->ticket = n, t->beat = 0;
@@ -189,9 +198,9 @@ static bool is_awake(turnstile *t, uint64_t ticket) {
   if (t->watch[ticket % WATCHED].place != now) {
     t->watch[ticket % WATCHED].place = now;
     t->watch[ticket % WATCHED].since = seconds();
-  } else if (seconds() - t->watch[ticket % WATCHED].since > PATIENCE) {
+  } else if (seconds() - t->watch[ticket % WATCHED].since > t->patience) {
     if (atomic_compare_exchange_strong(place, &now, ticket << BEAT_BITS | BEAT_STALE))
-      warn(t->warn, "a reader has had its turn for %d seconds without reading on: it is overtaken", PATIENCE);
+      warn(t->warn, "a reader has stood still in its turn for %u seconds (stopped?): it is overtaken", t->patience);
     return false;
   }
   return true;
@@ -256,65 +265,50 @@ static uint64_t verdict_tag(const device *d) {
 }
 
 /* Asked under the turn, so that the first of many readers probes an idle disk and the others find the answer. */
-static bool device_seeks(turnstile *t, int fd, const device *d) {
+static probe_result verdict_of(turnstile *t, int fd, const device *d) {
   uint64_t tag = verdict_tag(d), known = atomic_load(&t->shared->verdict);
-  if ((known & ~(uint64_t)3) == tag) return (known & 3) == PROBE_SEEKS;
+  if ((known & ~(uint64_t)3) == tag) return known & 3;
   unsigned slots = t->slots;
   t->slots = 1;
-  bool entered = !turnstile_enter(t, NULL);
+  int error = turnstile_enter(t, NULL);
   t->slots = slots;
-  if (!t->shared) return false;
+  if (error) return PROBE_UNSURE;
   known = atomic_load(&t->shared->verdict);
   if ((known & ~(uint64_t)3) != tag) {
-    probe_result found = device_probe(fd, d);
-    known = tag | found;
-    if (found != PROBE_UNSURE) atomic_store(&t->shared->verdict, known);
+    known = tag | device_probe(fd, d);
+    if ((known & 3) != PROBE_UNSURE) atomic_store(&t->shared->verdict, known);
   }
-  if (entered) turnstile_leave(t);
-  return (known & 3) == PROBE_SEEKS;
+  turnstile_leave(t);
+  return known & 3;
 }
 
-/* Devices that this process need not ask about again. */
-static struct {
-  pthread_mutex_t lock;
-  unsigned n;
-  struct { unsigned long long dev, mount; } known[32];
-} flat = {.lock = PTHREAD_MUTEX_INITIALIZER};
-
-static bool flat_known(unsigned long long dev, unsigned long long mount) {
-  bool found = false;
-  pthread_mutex_lock(&flat.lock);
-  for (unsigned i = 0; i < flat.n && i < 32; i++) found |= flat.known[i].dev == dev && flat.known[i].mount == mount;
-  pthread_mutex_unlock(&flat.lock);
-  return found;
-}
-
-static void flat_add(unsigned long long dev, unsigned long long mount) {
-  pthread_mutex_lock(&flat.lock);
-  flat.known[flat.n % 32].dev = dev, flat.known[flat.n % 32].mount = mount;
-  flat.n++;
-  pthread_mutex_unlock(&flat.lock);
-}
+/* File systems on disks that do not seek, so that a process asks once: st_dev + 1, which a boot does not use again
+ * for block devices. No lock: what is overwritten is asked again. */
+static _Atomic uint64_t flat[16];
 
 int turnstile_open(int fd, lock_mode mode, unsigned slots, turnstile_warning *warning, turnstile **out) {
   device d;
   struct stat st;
   *out = NULL;
   if (mode == LOCK_NEVER || fstat(fd, &st) || !(S_ISREG(st.st_mode) || S_ISBLK(st.st_mode))) return 0;
-  (void)flat_known, (void)flat_add;
-  if (device_of(fd, &d)) return 0;
-  if (mode == LOCK_AUTO && (d.kind == DEVICE_NONE || d.kind == DEVICE_FLAT)) return 0;
-  turnstile *t = calloc(1, sizeof *t);
-  if (!t) return ENOMEM;
-  t->fd = -1;
-  t->slots = slots ? slots : 1;
-  t->warn = warning;
-  snprintf(t->name, sizeof t->name, "turnstile1-%u:%u", d.major, d.minor);
-  if (attach(t) && (mode == LOCK_ALWAYS || device_seeks(t, fd, &d))) {
+  uint64_t number = S_ISBLK(st.st_mode) ? st.st_rdev : st.st_dev;
+  _Atomic uint64_t *known = &flat[(number ^ number >> 8) % 16];
+  if ((mode == LOCK_AUTO && atomic_load(known) == number + 1) || device_of(fd, &d)) return 0;
+  probe_result found = mode == LOCK_ALWAYS ? PROBE_SEEKS : d.kind == DEVICE_FLAT ? PROBE_FLAT : PROBE_UNSURE;
+  turnstile *t = NULL;
+  if (mode == LOCK_ALWAYS || d.kind == DEVICE_DISK || d.kind == DEVICE_MOUNT) {
+    if (!(t = calloc(1, sizeof *t))) return ENOMEM;
+    *t = (turnstile){.fd = -1, .slots = slots ? slots : 1, .patience = patience(), .warn = warning};
+    snprintf(t->name, sizeof t->name, "turnstile1-%u:%u", d.major, d.minor);
+    if (!attach(t)) found = PROBE_UNSURE;
+    else if (mode == LOCK_AUTO) found = verdict_of(t, fd, &d);
+  }
+  if (found == PROBE_SEEKS) {
     *out = t;
     return 0;
   }
   turnstile_close(t);
+  if (found == PROBE_FLAT && (d.kind == DEVICE_FLAT || d.kind == DEVICE_DISK)) atomic_store(known, number + 1);
   return 0;
 }
 

@@ -9,7 +9,7 @@
  *   8   verdict  u64  what a probe found: hash of boot and mount << 2 | probe_result
  *   16  turns    u32  counts turns that ended: a futex to wait on (24: nothing)
  *   24  place    u64[509]  at ticket % 509: ticket << 24 | beat. Whoever lives counts its beat up; one that has not for
- *                     PATIENCE seconds (SIGSTOP) is marked BEAT_STALE and overtaken until it beats again.
+ *                     $WDS_LOCK_PATIENCE seconds (10) is marked BEAT_STALE and overtaken until it beats again.
  *
  * A page of zeros is a queue with nobody in it. One file a device, in a directory that is the user's alone:
  * $WDS_LOCK_DIR, or the first that can be had of $XDG_RUNTIME_DIR/wdstools, /run/user/UID/wdstools,
