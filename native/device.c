@@ -22,6 +22,10 @@
 #define STATX_MNT_ID_UNIQUE 0x4000U
 #endif
 
+#ifndef WDS_SYS /* the tests have their own */
+#define WDS_SYS "/sys"
+#endif
+
 enum { DEPTH = 8 }; /* of partitions on LVM on md on loop ... */
 
 static int device_of_block(unsigned major, unsigned minor, int depth, device *d);
@@ -79,8 +83,8 @@ static bool behind_loop(const char *dir, device *d) {
 }
 
 static int device_of_block(unsigned major, unsigned minor, int depth, device *d) {
-  char path[64], dir[PATH_MAX], line[16];
-  snprintf(path, sizeof path, "/sys/dev/block/%u:%u", major, minor);
+  char path[PATH_MAX], dir[PATH_MAX], line[16];
+  snprintf(path, sizeof path, WDS_SYS "/dev/block/%u:%u", major, minor);
   *d = (device){.kind = DEVICE_DISK, .major = major, .minor = minor};
   if (!depth || !realpath(path, dir)) return 0; /* no /sys: the probe decides */
   if (sys_line(dir, "partition", line, sizeof line)) {

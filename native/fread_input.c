@@ -56,12 +56,13 @@ static int check_end(const input *in) {
   return 1;
 }
 
-/* At most n bytes at `pos`; -1: errno. What fails is tried again in halves, so that all that is readable comes. */
+/* At most n bytes at `pos`; -1: errno. The page cache gives what comes before a bad block; O_DIRECT fails as a whole, and
+ * is tried again in halves. */
 static ssize_t read_at(const input *in, void *to, size_t n, uint64_t pos) {
   for (;;) {
     ssize_t r = in->regular ? pread(in->fd, to, n, (off_t)pos) : read(in->fd, to, n);
     if (r >= 0) return r;
-    if (errno == EIO && in->regular && n > ALIGN) n = n / 2 / ALIGN * ALIGN > ALIGN ? n / 2 / ALIGN * ALIGN : ALIGN;
+    if (errno == EIO && in->direct && n > ALIGN) n = n / 2 / ALIGN * ALIGN > ALIGN ? n / 2 / ALIGN * ALIGN : ALIGN;
     else if (errno != EINTR) return -1;
   }
 }
@@ -216,7 +217,7 @@ static int open_range(input *in, uint64_t begin) {
   in->pos = begin + o->from;
   in->end = o->to == UINT64_MAX ? UINT64_MAX : begin + o->to;
   if (!o->ranged || !in->regular || (in->pos <= in->size && (in->end == UINT64_MAX || in->end <= in->size))) return 0;
-  complain("%s: has %" PRIu64 " bytes: the range %" PRIu64 "-%.0" PRIu64 " is not in it", in->name, in->size - begin, o->from, o->to == UINT64_MAX ? 0 : o->to);
+  complain("%s: has %" PRIu64 " bytes: the range begins or ends behind them", in->name, in->size - begin);
   return 1;
 }
 
