@@ -115,18 +115,36 @@ def test_options_stand_in_the_environment_too(tmp_path: Path) -> None:
     path = save(tmp_path / "a")
     assert b" in 0 turns" in fread("-v", "--lock", "never", path).stderr
     env = {"FREAD_VERBOSE": "1", "FREAD_LOCK": "always", "FREAD_CHUNK": "64K", "FREAD_NO_CACHE": "1"}
-    env |= {"FREAD_AHEAD": "2", "FREAD_SLOTS": "2", "FREAD_PIPE_SIZE": "64K", "FREAD_RANGE": "0-1M", "FREAD_DIRECT": "1"}
+    env |= {
+        "FREAD_AHEAD": "2",
+        "FREAD_SLOTS": "2",
+        "FREAD_PIPE_SIZE": "64K",
+        "FREAD_RANGE": "0-1M",
+        "FREAD_DIRECT": "1",
+    }
     done = fread(path, env=env)
     assert done.stdout == DATA[:MiB]
     assert re.fullmatch(rb"fread: 1048576 bytes in .* waited .* in 16 turns, read .* wrote .*\n", done.stderr)
     assert b" in 0 turns" in fread("--lock", "never", path, env=env).stderr
     assert b" in 0 turns" in fread(path, env=env | {"WDS_LOCK": "always", "FREAD_LOCK": "never"}).stderr
-    assert b" in 16 turns" in fread(path, env={k: v for k, v in env.items() if k != "FREAD_LOCK"} | {"WDS_LOCK": "always"}).stderr
+    assert (
+        b" in 16 turns"
+        in fread(path, env={k: v for k, v in env.items() if k != "FREAD_LOCK"} | {"WDS_LOCK": "always"}).stderr
+    )
 
 
 @pytest.mark.parametrize(
     ("text", "size"),
-    [("4096", 4096), ("4096B", 4096), ("8K", 8192), ("8KiB", 8192), ("8kB", 8192), ("1M", MiB), ("1MB", 1003520), ("1MiB", MiB)],
+    [
+        ("4096", 4096),
+        ("4096B", 4096),
+        ("8K", 8192),
+        ("8KiB", 8192),
+        ("8kB", 8192),
+        ("1M", MiB),
+        ("1MB", 1003520),
+        ("1MiB", MiB),
+    ],
 )
 def test_sizes(tmp_path: Path, text: str, size: int) -> None:
     path = save(tmp_path / "a")
@@ -173,7 +191,11 @@ def test_help_and_version() -> None:
 
 def test_what_cannot_be_read(tmp_path: Path) -> None:
     path = save(tmp_path / "a", b"before")
-    for bad, reason in ((tmp_path / "none", b"No such file"), (tmp_path, b"is a directory"), (path / "x", b"Not a dir")):
+    for bad, reason in (
+        (tmp_path / "none", b"No such file"),
+        (tmp_path, b"is a directory"),
+        (path / "x", b"Not a dir"),
+    ):
         done = fread(path, bad, path)
         assert (done.returncode, done.stdout) == (1, b"before"), bad
         assert done.stderr.startswith(b"fread: %s: " % bytes(bad))
@@ -205,7 +227,9 @@ def test_a_closed_consumer_is_silent(tmp_path: Path, mode: list[str]) -> None:
 def test_a_full_disk_behind_stdout(tmp_path: Path, lock: str) -> None:
     path = save(tmp_path / "a")
     with open("/dev/full", "wb") as full:
-        p = subprocess.run([program(), "--lock", lock, path], stdout=full, stderr=subprocess.PIPE, check=False, timeout=60)
+        p = subprocess.run(
+            [program(), "--lock", lock, path], stdout=full, stderr=subprocess.PIPE, check=False, timeout=60
+        )
     assert p.returncode == 1
     assert p.stderr == b"fread: standard output: write error: No space left on device\n"
 
@@ -262,7 +286,10 @@ def test_what_comes_before_a_read_error_is_written(tmp_path: Path, shim: Path, m
 
 def blocked(p: subprocess.Popen[bytes]) -> bool:
     """Whether a process waits: for its consumer, here."""
-    tasks = [Path(f"/proc/{p.pid}/task/{task}/stat").read_text().split(")")[1].split()[0] for task in os.listdir(f"/proc/{p.pid}/task")]
+    tasks = [
+        Path(f"/proc/{p.pid}/task/{task}/stat").read_text().split(")")[1].split()[0]
+        for task in os.listdir(f"/proc/{p.pid}/task")
+    ]
     return set(tasks) == {"S"}
 
 
@@ -386,7 +413,11 @@ def test_rubbish_in_a_lock_file(tmp_path: Path) -> None:
 def test_no_room_for_locks(tmp_path: Path, shim: Path) -> None:
     path = save(tmp_path / "a")
     preload = {"LD_PRELOAD": str(shim), "ASAN_OPTIONS": "verify_asan_link_order=0"}
-    for env in ({"WDS_LOCK_DIR": "/proc/locks"}, preload | {"FULL": "1"}, preload | {"FULL": "1", "WDS_LOCK_DIR": str(tmp_path / "l")}):
+    for env in (
+        {"WDS_LOCK_DIR": "/proc/none/of/it"},
+        preload | {"FULL": "1"},
+        preload | {"FULL": "1", "WDS_LOCK_DIR": str(tmp_path / "l")},
+    ):
         done = fread("-v", "--lock", "always", "--direct", path, env=env)
         assert (done.returncode, done.stdout, turns(done)) == (0, DATA, 0)
         assert b"no lock file can be made" in done.stderr
