@@ -6,8 +6,12 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
+
+#include "device.h"
+#include "turnstile.h"
 
 ssize_t pread_full(int fd, void *dst, size_t n, uint64_t pos) {
   size_t got = 0;
@@ -45,11 +49,16 @@ struct prefetch {
   pthread_t thread;
   pthread_mutex_t lock;
   pthread_cond_t changed;
-  block *ring[PREFETCH_DEPTH]; /* given: [taken, given); full: [taken, filled) */
+  block *ring[PREFETCH_MOST]; /* given: [taken, given); full: [taken, filled) */
   size_t taken, filled, given;
   uint64_t pos;
   int fd, error, wake[2];
-  bool regular, stop, over;
+  bool regular, over;
+  atomic_bool stop;
+  atomic_uint depth;
+  lock_mode mode;
+  unsigned slots;
+  turnstile *turn; /* of the thread; NULL: none is needed */
 };
 
 /* Wait until fd has something. 0, ECANCELED: the owner wants us to stop, or an errno. */
@@ -77,32 +86,71 @@ static int fill_from_pipe(prefetch *r, block *b) {
   return 0;
 }
 
-enum { FIRST_BYTES = 64 << 10 };
+enum { FIRST_BYTES = 64 << 10, TURN_BLOCKS = (PREFETCH_MOST - 1) / 2 };
+
+/* Fill the next block that was given; the lock is held before and after. */
+static void fill_next(prefetch *r) {
+  block *b = r->ring[r->filled % PREFETCH_MOST];
+  pthread_mutex_unlock(&r->lock);
+  b->len = 0;
+  size_t cap = b->cap; /* the first ones are small, so that the consumer begins at once */
+  if (!r->turn && r->filled < 3 && cap > (size_t)FIRST_BYTES << 2 * r->filled) b->cap = (size_t)FIRST_BYTES << 2 * r->filled;
+  int error = r->regular ? block_fill(b, r->fd, true, r->pos) : fill_from_pipe(r, b);
+  b->cap = cap;
+  r->pos += b->len;
+  pthread_mutex_lock(&r->lock);
+  if (error) r->error = error;
+  if (error || !b->len) r->over = true;
+  r->filled++;
+  pthread_cond_signal(&r->changed);
+}
+
+/* Whether reading on from here means the disk. */
+static bool needs_turn(const prefetch *r, size_t nbytes) {
+  struct stat st;
+  return !fstat(r->fd, &st) && r->pos < (uint64_t)st.st_size && !file_resident(r->fd, r->pos, nbytes);
+}
+
+/* A turn's worth of blocks, once there are so many to fill, or the consumer has no more to take. */
+static void fill_turn(prefetch *r) {
+  size_t n = r->given - r->filled < TURN_BLOCKS ? r->given - r->filled : TURN_BLOCKS;
+  if (n < TURN_BLOCKS && r->filled != r->taken) {
+    pthread_cond_wait(&r->changed, &r->lock);
+    return;
+  }
+  size_t nbytes = n * r->ring[r->filled % PREFETCH_MOST]->cap;
+  pthread_mutex_unlock(&r->lock);
+  bool entered = needs_turn(r, nbytes) && !turnstile_enter(r->turn, &r->stop); /* without one reading goes on too */
+  pthread_mutex_lock(&r->lock);
+  for (; n && !r->over && !atomic_load(&r->stop); n--) {
+    fill_next(r);
+    if (entered) turnstile_beat(r->turn);
+  }
+  if (entered) turnstile_leave(r->turn);
+}
 
 static void *prefetch_main(void *arg) {
   prefetch *r = arg;
+  if (r->regular && !turnstile_open(r->fd, r->mode, r->slots, NULL, &r->turn) && r->turn) atomic_store(&r->depth, PREFETCH_MOST);
   pthread_mutex_lock(&r->lock);
-  while (!r->stop && !r->over) {
-    if (r->filled == r->given) {
-      pthread_cond_wait(&r->changed, &r->lock);
-      continue;
-    }
-    block *b = r->ring[r->filled % PREFETCH_DEPTH];
-    pthread_mutex_unlock(&r->lock);
-    b->len = 0;
-    size_t cap = b->cap; /* the first ones are small, so that the consumer begins at once */
-    if (r->filled < 3 && cap > (size_t)FIRST_BYTES << 2 * r->filled) b->cap = (size_t)FIRST_BYTES << 2 * r->filled;
-    int error = r->regular ? block_fill(b, r->fd, true, r->pos) : fill_from_pipe(r, b);
-    b->cap = cap;
-    r->pos += b->len;
-    pthread_mutex_lock(&r->lock);
-    if (error) r->error = error;
-    if (error || !b->len) r->over = true;
-    r->filled++;
-    pthread_cond_signal(&r->changed);
+  while (!atomic_load(&r->stop) && !r->over) {
+    if (r->filled == r->given) pthread_cond_wait(&r->changed, &r->lock);
+    else if (r->turn) fill_turn(r);
+    else fill_next(r);
   }
   pthread_mutex_unlock(&r->lock);
+  turnstile_close(r->turn);
   return NULL;
+}
+
+unsigned prefetch_depth(prefetch *r) { return atomic_load(&r->depth); }
+
+/* In the caller's thread, for only there is the environment at rest. What does not parse is left at its default. */
+static void read_environment(prefetch *r) {
+  const char *mode = getenv("WDS_LOCK"), *slots = getenv("WDS_LOCK_SLOTS");
+  if (mode) lock_mode_of(mode, &r->mode);
+  r->slots = slots && atoi(slots) > 0 ? (unsigned)atoi(slots) : 1;
+  turnstile_environment();
 }
 
 prefetch *prefetch_start(int fd, bool regular, uint64_t pos) {
@@ -111,6 +159,8 @@ prefetch *prefetch_start(int fd, bool regular, uint64_t pos) {
   r->fd = fd;
   r->regular = regular;
   r->pos = pos;
+  atomic_init(&r->depth, PREFETCH_DEPTH);
+  read_environment(r);
   if (pipe2(r->wake, O_CLOEXEC)) {
     free(r);
     return NULL;
@@ -133,7 +183,7 @@ prefetch *prefetch_start(int fd, bool regular, uint64_t pos) {
 
 void prefetch_give(prefetch *r, block *empty) {
   pthread_mutex_lock(&r->lock);
-  r->ring[r->given++ % PREFETCH_DEPTH] = empty;
+  r->ring[r->given++ % PREFETCH_MOST] = empty;
   pthread_cond_signal(&r->changed);
   pthread_mutex_unlock(&r->lock);
 }
@@ -149,7 +199,8 @@ int prefetch_take(prefetch *r, block **full) {
   while (!error && r->filled == r->taken && !r->over)
     if (pthread_cond_timedwait(&r->changed, &r->lock, &until)) error = PREFETCH_WAIT;
   if (r->filled > r->taken) {
-    *full = r->ring[r->taken++ % PREFETCH_DEPTH];
+    *full = r->ring[r->taken++ % PREFETCH_MOST];
+    pthread_cond_signal(&r->changed); /* a thread that waits until all are taken */
     error = r->over && r->filled == r->taken ? r->error : 0;
   } else if (r->over) { /* asked again after the end */
     error = r->error;
@@ -160,7 +211,7 @@ int prefetch_take(prefetch *r, block **full) {
 
 void prefetch_stop(prefetch *r) {
   pthread_mutex_lock(&r->lock);
-  r->stop = true;
+  atomic_store(&r->stop, true);
   pthread_cond_signal(&r->changed);
   pthread_mutex_unlock(&r->lock);
   (void)!write(r->wake[1], "", 1); /* one byte into an empty pipe cannot fail */

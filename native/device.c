@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/statfs.h>
 #include <sys/sysmacros.h>
@@ -32,8 +33,8 @@ static int device_of_block(unsigned major, unsigned minor, int depth, device *d)
 
 /* The first line of a file in /sys; false: it is not there. */
 static bool sys_line(const char *dir, const char *name, char *line, int size) {
-  char path[PATH_MAX + 64];
-  snprintf(path, sizeof path, "%s/%s", dir, name);
+  char path[PATH_MAX];
+  if (snprintf(path, sizeof path, "%s/%s", dir, name) >= (int)sizeof path) return false;
   FILE *f = fopen(path, "re");
   bool got = f && fgets(line, size, f);
   if (f) fclose(f);
@@ -48,17 +49,16 @@ static bool sys_numbers(const char *dir, unsigned *major, unsigned *minor) {
 
 /* The one disk under all slaves of a dm or md device; false where there is none, or are several. */
 static bool one_slave(const char *dir, int depth, device *d) {
-  char path[PATH_MAX + 320];
-  snprintf(path, sizeof path, "%s/slaves", dir);
-  DIR *slaves = opendir(path);
+  char path[PATH_MAX];
   bool one = false;
+  DIR *slaves = snprintf(path, sizeof path, "%s/slaves", dir) < (int)sizeof path ? opendir(path) : NULL;
   if (!slaves) return false;
   for (struct dirent *e; (e = readdir(slaves));) {
     device under;
     unsigned major, minor;
     if (e->d_name[0] == '.') continue;
-    snprintf(path, sizeof path, "%s/slaves/%s", dir, e->d_name);
-    if (!sys_numbers(path, &major, &minor) || device_of_block(major, minor, depth, &under)) {
+    if (snprintf(path, sizeof path, "%s/slaves/%s", dir, e->d_name) >= (int)sizeof path ||
+        !sys_numbers(path, &major, &minor) || device_of_block(major, minor, depth, &under)) {
       one = false;
       break;
     }
@@ -253,4 +253,22 @@ probe_result device_probe(int fd, const device *d) {
   if (p.fd >= 0) close(p.fd);
   free(p.room);
   return result;
+}
+
+/* -------------------------------------------------------------------------------------------------------- page cache */
+
+bool file_resident(int fd, uint64_t pos, size_t n) {
+  struct stat st;
+  if (fstat(fd, &st) || st.st_uid != geteuid() || st.st_size < 0 || pos >= (uint64_t)st.st_size) return false;
+  if (n > (uint64_t)st.st_size - pos) n = (size_t)((uint64_t)st.st_size - pos);
+  n += pos % PAGE;
+  pos -= pos % PAGE;
+  size_t pages = (n + PAGE - 1) / PAGE;
+  unsigned char *there = malloc(pages);
+  void *map = mmap(NULL, n, PROT_READ, MAP_SHARED, fd, (off_t)pos);
+  bool resident = there && map != MAP_FAILED && !mincore(map, n, there);
+  for (size_t i = 0; i < pages && resident; i++) resident = there[i] & 1;
+  if (map != MAP_FAILED) munmap(map, n);
+  free(there);
+  return resident;
 }

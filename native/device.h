@@ -6,6 +6,7 @@
 #define WDS_DEVICE_H
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 typedef enum {
@@ -28,5 +29,9 @@ typedef enum { PROBE_UNSURE, PROBE_FLAT, PROBE_SEEKS } probe_result;
  * 0.4 s. A disk that seeks takes more than a millisecond for three of four reads; what merely is far away serves eight
  * readers as fast as one. PROBE_UNSURE: the file is too small, cached, or cannot be read. */
 probe_result device_probe(int fd, const device *d);
+
+/* Whether the page cache has all of [pos, pos + n), as far as the file goes. false too where only the file's owner may
+ * know. */
+bool file_resident(int fd, uint64_t pos, size_t n);
 
 #endif

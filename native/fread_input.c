@@ -5,10 +5,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "device.h"
 #include "fread.h"
 
 enum { ALIGN = 4096, PIECE = 4 << 20, BUFFER = 128 << 10 };
@@ -95,27 +95,6 @@ static int copy_plainly(input *in) {
 
 /* ------------------------------------------------------------------------------------------------------- in chunks */
 
-/* Whether the page cache has all of [pos, pos + n): no turn is needed then. */
-static bool is_resident(const input *in, uint64_t pos, size_t n) {
-  struct stat st;
-  bool resident = false;
-  if (in->direct || fstat(in->fd, &st) || pos >= (uint64_t)st.st_size) return false;
-  if (st.st_uid != geteuid()) return false; /* mincore says yes to everything then */
-  if (n > (uint64_t)st.st_size - pos) n = (size_t)((uint64_t)st.st_size - pos);
-  n += pos % ALIGN;
-  pos -= pos % ALIGN;
-  size_t pages = (n + ALIGN - 1) / ALIGN;
-  unsigned char *there = malloc(pages);
-  void *map = mmap(NULL, n, PROT_READ, MAP_SHARED, in->fd, (off_t)pos);
-  if (there && map != MAP_FAILED && !mincore(map, n, there)) {
-    resident = true;
-    for (size_t i = 0; i < pages && resident; i++) resident = there[i] & 1;
-  }
-  if (map != MAP_FAILED) munmap(map, n);
-  free(there);
-  return resident;
-}
-
 static bool take_turn(input *in) {
   double start = now();
   int error = turnstile_enter(in->turn, NULL);
@@ -179,7 +158,7 @@ static int copy_in_chunks(input *in, pump **pumps) {
     size_t want = (size_t)(left < room ? left : room);
     if (!chunk) return fail_write(pump_drain(*pumps, &in->sum->writing));
     /* looking for what a file has grown by costs no turn */
-    bool turn = in->turn && from < in->size && !is_resident(in, from, want) && take_turn(in);
+    bool turn = in->turn && from < in->size && (in->direct || !file_resident(in->fd, from, want)) && take_turn(in);
     double start = now();
     error = fill_chunk(in, *pumps, chunk, want, &over);
     in->sum->reading += now() - start;

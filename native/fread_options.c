@@ -30,8 +30,8 @@ static const char help[] =
     "  --help, --version\n"
     "\n"
     "SIZE is bytes, or 64K, 32M, 1G (of 1024; KiB, MiB, GiB too), or 64kB, 32MB, 1GB (of 1000).\n"
-    "Each option is an environment variable too: FREAD_CHUNK=64M, FREAD_LOCK=never, FREAD_DIRECT=1, ...; WDS_LOCK stands\n"
-    "for FREAD_LOCK, and WDS_LOCK_DIR is where the lock files are. Options win.\n"
+    "Each option is an environment variable too: FREAD_CHUNK=64M, FREAD_LOCK=never, FREAD_DIRECT=1, ...; WDS_LOCK and\n"
+    "WDS_LOCK_SLOTS hold for wdstools too, and WDS_LOCK_DIR is where the lock files are. Options win.\n"
     "Exit status: 0 all was written, 1 not all (the reason is on standard error; what was read is out), 2 wrong usage.\n"
     "example: fread --chunk 64M -v train-{000..146}.tar | tar tf - --ignore-zeros\n";
 
@@ -111,8 +111,8 @@ static const char *set(options *o, int key, const char *value) {
 
 static int from_environment(options *o) {
   static const struct { const char *name; int key; } variables[] = {
-      {"FREAD_CHUNK", CHUNK}, {"FREAD_AHEAD", AHEAD},   {"FREAD_SLOTS", SLOTS},       {"WDS_LOCK", LOCK},
-      {"FREAD_LOCK", LOCK},   {"FREAD_RANGE", RANGE},   {"FREAD_DIRECT", DIRECT},     {"FREAD_NO_CACHE", NO_CACHE},
+      {"FREAD_CHUNK", CHUNK}, {"FREAD_AHEAD", AHEAD},   {"WDS_LOCK_SLOTS", SLOTS},    {"WDS_LOCK", LOCK},
+      {"FREAD_SLOTS", SLOTS}, {"FREAD_LOCK", LOCK},   {"FREAD_RANGE", RANGE},   {"FREAD_DIRECT", DIRECT},     {"FREAD_NO_CACHE", NO_CACHE},
       {"FREAD_VERBOSE", 'v'}, {"FREAD_PIPE_SIZE", PIPE_SIZE}};
   for (size_t i = 0; i < sizeof variables / sizeof *variables; i++) {
     const char *value = getenv(variables[i].name), *wrong;

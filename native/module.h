@@ -48,7 +48,7 @@ typedef struct {
   int fd;
   bool regular;
   prefetch *ra;
-  BlockObject *cur, *lent[PREFETCH_DEPTH];
+  BlockObject *cur, *lent[PREFETCH_MOST];
   size_t nlent, block_bytes;
   pid_t pid;
 } py_source;

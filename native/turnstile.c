@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <linux/futex.h>
 #include <limits.h>
+#include <pthread.h>
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -57,10 +58,30 @@ __attribute__((format(printf, 2, 3))) static void warn(turnstile_warning *to, co
   to(text);
 }
 
-static unsigned patience(void) {
-  const char *given = getenv("WDS_LOCK_PATIENCE");
-  int n = given ? atoi(given) : 0;
-  return n > 0 ? (unsigned)n : 10;
+/* ---------------------------------------------------------------------------------------------------- environment */
+
+static struct {
+  char dir[PATH_MAX], run[PATH_MAX];
+  unsigned patience;
+} environment;
+
+static void copy_variable(const char *name, char *to) {
+  const char *value = getenv(name);
+  if (value) snprintf(to, PATH_MAX, "%s", value);
+}
+
+static void read_environment(void) {
+  char patience[PATH_MAX] = "";
+  copy_variable("WDS_LOCK_DIR", environment.dir);
+  copy_variable("XDG_RUNTIME_DIR", environment.run);
+  copy_variable("WDS_LOCK_PATIENCE", patience);
+  int seconds_given = atoi(patience);
+  environment.patience = seconds_given > 0 ? (unsigned)seconds_given : 10;
+}
+
+void turnstile_environment(void) {
+  static pthread_once_t once = PTHREAD_ONCE_INIT;
+  pthread_once(&once, read_environment);
 }
 
 /* -------------------------------------------------------------------------------------------------- the lock file */
@@ -120,21 +141,21 @@ static bool attach_in(turnstile *t, const char *dir) {
 static bool attach_below(turnstile *t, const char *base) {
   char dir[PATH_MAX];
   struct stat st;
-  if (!base || base[0] != '/' || stat(base, &st) || st.st_uid != geteuid()) return false;
+  if (base[0] != '/' || stat(base, &st) || st.st_uid != geteuid()) return false;
   return snprintf(dir, sizeof dir, "%s/wdstools", base) < (int)sizeof dir && attach_in(t, dir);
 }
 
 static bool attach(turnstile *t) {
-  const char *given = getenv("WDS_LOCK_DIR");
+  const char *given = environment.dir;
   char run[40], tmp[40], shm[40];
   unsigned uid = (unsigned)geteuid();
   snprintf(run, sizeof run, "/run/user/%u", uid);
   snprintf(tmp, sizeof tmp, "/tmp/wdstools-%u", uid);
   snprintf(shm, sizeof shm, "/dev/shm/wdstools-%u", uid);
-  if (given && *given) {
+  if (*given) {
     if (attach_in(t, given)) return true;
     if (errno != EPERM) warn(t->warn, "%s: no lock file can be made here: %s", given, strerror(errno));
-  } else if (attach_below(t, getenv("XDG_RUNTIME_DIR")) || attach_below(t, run) || attach_in(t, tmp) || attach_in(t, shm)) {
+  } else if (attach_below(t, environment.run) || attach_below(t, run) || attach_in(t, tmp) || attach_in(t, shm)) {
     return true;
   } else {
     warn(t->warn, "no lock file can be made in %s or %s (%s); WDS_LOCK_DIR names another directory", tmp, shm, strerror(errno));
@@ -290,6 +311,7 @@ int turnstile_open(int fd, lock_mode mode, unsigned slots, turnstile_warning *wa
   device d;
   struct stat st;
   *out = NULL;
+  turnstile_environment();
   if (mode == LOCK_NEVER || fstat(fd, &st) || !(S_ISREG(st.st_mode) || S_ISBLK(st.st_mode))) return 0;
   uint64_t number = S_ISBLK(st.st_mode) ? st.st_rdev : st.st_dev;
   _Atomic uint64_t *known = &flat[(number ^ number >> 8) % 16];
@@ -298,7 +320,7 @@ int turnstile_open(int fd, lock_mode mode, unsigned slots, turnstile_warning *wa
   turnstile *t = NULL;
   if (mode == LOCK_ALWAYS || d.kind == DEVICE_DISK || d.kind == DEVICE_MOUNT) {
     if (!(t = calloc(1, sizeof *t))) return ENOMEM;
-    *t = (turnstile){.fd = -1, .slots = slots ? slots : 1, .patience = patience(), .warn = warning};
+    *t = (turnstile){.fd = -1, .slots = slots ? slots : 1, .patience = environment.patience, .warn = warning};
     snprintf(t->name, sizeof t->name, "turnstile1-%u:%u", d.major, d.minor);
     if (!attach(t)) found = PROBE_UNSURE;
     else if (mode == LOCK_AUTO) found = verdict_of(t, fd, &d);

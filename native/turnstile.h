@@ -29,6 +29,10 @@ typedef enum {
 typedef struct turnstile turnstile;
 typedef void turnstile_warning(const char *text); /* without a newline */
 
+/* Read the WDS_LOCK_DIR, WDS_LOCK_PATIENCE and XDG_RUNTIME_DIR of this process, once: turnstile_open does it too, but
+ * where other threads may change the environment it must be done before. */
+void turnstile_environment(void);
+
 /* The turnstile of the device under fd, for one thread. *t = NULL: none is needed, or none can be had, which is
  * warned about (warn may be NULL) and is no error: reading goes on without. A probe may take 0.4 s, once a device and
  * boot. Returns 0 or ENOMEM. */
