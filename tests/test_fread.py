@@ -10,7 +10,7 @@ import subprocess
 import tempfile
 import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -26,10 +26,9 @@ MODES += [["--direct", "--lock", "always", "--ahead", "0"], ["--no-cache", "--lo
 
 
 @pytest.fixture(autouse=True)
-def locks(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Turns that nobody else takes. WDS_LOCK_DIR is put back by `environment`, so the default directory moves."""
+def locks(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Turns that nobody else takes."""
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("run")))
-    yield
 
 
 def save(path: Path, data: bytes = DATA) -> Path:
@@ -159,8 +158,9 @@ def test_sizes(tmp_path: Path, text: str, size: int) -> None:
         (["--chunk", "-1", "f"], "a size"), (["--chunk", "99999999999999999999", "f"], "a size"),
         (["--chunk", "9999999T", "f"], "a size"), (["--ahead", "-1", "f"], "a number from 0 to 1024"),
         (["--slots", "0", "f"], "a number from 1 to 1024"), (["--lock", "often", "f"], "auto, always or never"),
-        (["--range", "5", "f"], "A-B or A-"), (["--range", "5-4", "f"], "A-B or A-"), (["--range", "-5", "f"], "A-B or A-"),
-        (["--range", "0-5", "f", "g"], "one FILE"), (["--chunk", "1T", "--ahead", "1024", "--range", "4-3", "f"], "A-B or A-"),
+        (["--range", "5", "f"], "A-B or A-"), (["--range", "5-4", "f"], "A-B or A-"),
+        (["--range", "-5", "f"], "A-B or A-"),
+        (["--range", "0-5", "f", "g"], "one FILE"), (["--range", "4-3-2", "f"], "A-B or A-"),
     ],
 )  # fmt: skip
 def test_wrong_usage(args: list[str], reason: str) -> None:
@@ -372,7 +372,7 @@ def test_a_hostile_directory_is_not_used(tmp_path: Path, plant: Callable[[Path],
     assert (done.returncode, done.stdout, turns(done)) == (0, DATA, 0)
     assert b"warning: %s: not used for locks" % bytes(dir) in done.stderr
     assert b"reading without the turnstile" in done.stderr
-    assert not [p for p in tmp_path.rglob("turnstile*")]
+    assert not list(tmp_path.rglob("turnstile*"))
 
 
 @pytest.mark.parametrize("plant", ["link", "mode", "directory", "fifo"])

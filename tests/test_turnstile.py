@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 import re
@@ -19,6 +20,7 @@ from pathlib import Path
 import pytest
 from conftest import wait_until
 from freading import NATIVE, compile_c, environment, fread, start
+from helpers import make_tar
 
 HERE = Path(__file__).parent
 
@@ -181,7 +183,8 @@ def test_the_disk_under_a_device(built: Path, number: str, disk: str, kind: int)
     ("kind", "microseconds", "heads", "expected"),
     [
         ("disk", 5000, 1, "seeks"), ("disk", 5000, 4, "seeks"), ("disk", 100, 1, "flat"), ("disk", 100, 64, "flat"),
-        ("mount", 5000, 1, "seeks"), ("mount", 5000, 3, "seeks"), ("mount", 10_000, 64, "flat"), ("mount", 100, 1, "flat"),
+        ("mount", 5000, 1, "seeks"), ("mount", 5000, 3, "seeks"), ("mount", 10_000, 64, "flat"),
+        ("mount", 100, 1, "flat"),
     ],
 )  # fmt: skip
 def test_a_probe_tells_what_seeks(built: Path, kind: str, microseconds: int, heads: int, expected: str) -> None:
@@ -202,12 +205,12 @@ def test_a_probe_tells_what_seeks(built: Path, kind: str, microseconds: int, hea
         assert done.stdout == "unsure\n"
 
 
-# ----------------------------------------------------------------------------------------------------------- all at once
+# --------------------------------------------------------------------------------------------------------- all at once
 
 
 def read_while_killing(folder: Path, seconds: float, readers: int = 8) -> tuple[int, int]:
-    """Readers of `readers` files for some seconds, of which a random one is killed every tenth of a second. The bytes of
-    all others must be right. Returns how many were whole, and how many were killed."""
+    """Readers of `readers` files for some seconds; a random one is killed every tenth of a second. The bytes of all
+    others must be right. Returns how many were whole, and how many were killed."""
     rng = random.Random(7)
     contents = [rng.randbytes((1 << 20) + i) * 4 for i in range(readers)]
     for i, data in enumerate(contents):
@@ -269,9 +272,96 @@ def test_the_first_reader_alone_probes(tmp_path: Path) -> None:
         out, err = p.communicate(timeout=60)
         assert (p.returncode, out) == (0, data)
         assert b"warning" not in err
-    assert fread("--lock", "always", tmp_path / "a").stdout == data
+    assert fread(tmp_path / "a", env={"WDS_LOCK_DIR": str(tmp_path / "locks")}).stdout == data
+
+
+# -------------------------------------------------------------------------------------------------------------- streams
+
+STREAM = """
+import hashlib, os, sys, time
+import wdstools
+seen = hashlib.sha256()
+for path in sys.argv[2:]:
+    for i, sample in enumerate(wdstools.stream(path)):
+        if i == 3 and sys.argv[1] == "slowly":
+            time.sleep(1)
+        seen.update(sample["bin"])
+print(seen.hexdigest())
+"""
+
+
+def make_cold(path: Path) -> None:
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def big_shard(path: Path) -> str:
+    """A shard of 61 MiB; returns the hash of its payloads."""
+    rng, seen, files = random.Random(3), hashlib.sha256(), []
+    for i in range(61):
+        data = rng.randbytes(1 << 20)
+        seen.update(data)
+        files.append((f"s{i:03}.bin", data))
+    path.write_bytes(make_tar(files))
+    make_cold(path)
+    return seen.hexdigest()
+
+
+def streaming(locks: Path, *args: str | Path, lock: str = "always") -> subprocess.Popen[str]:
+    env = environment(WDS_LOCK=lock, WDS_LOCK_DIR=str(locks))
+    return subprocess.Popen([sys.executable, "-c", STREAM, *args], env=env, stdout=subprocess.PIPE, text=True)
+
+
+def tickets(locks: Path) -> int:
+    (file,) = locks.iterdir()
+    return int.from_bytes(file.read_bytes()[:8], "little")
+
+
+def test_streams_take_turns(tmp_path: Path) -> None:
+    path, locks = tmp_path / "a.tar", tmp_path / "locks"
+    expected = big_shard(path)
+    assert streaming(locks, "", path, lock="never").communicate(timeout=60) == (f"{expected}\n", None)
+    assert not locks.exists()
+    assert streaming(locks, "", path).communicate(timeout=60) == (f"{expected}\n", None)
+    assert tickets(locks) == 0  # the page cache has it
+    make_cold(path)
+    running = [streaming(locks, how, path) for how in ("", "slowly", "slowly")]
+    assert [p.communicate(timeout=60) for p in running] == [(f"{expected}\n", None)] * 3
+    assert tickets(locks) >= 3
+    make_cold(path)
+    before = tickets(locks)
+    assert streaming(locks, "", path, path).communicate(timeout=60)[1] is None
+    assert 3 <= tickets(locks) - before <= 8  # 12 MiB, and then 32 at a time; less where the kernel reads far ahead
+
+
+def test_a_stream_that_waits_for_its_turn_can_be_closed(built: Path, tmp_path: Path) -> None:
+    big_shard(tmp_path / "a.tar")
+    workers = Workers(built, tmp_path)
+    holder = workers.start(1, 60_000)
+    assert wait_until(lambda: workers.turns_of(holder) == 1)
+    code = (
+        "import sys, threading, time, wdstools; s = wdstools.stream(sys.argv[1])\n"
+        "threading.Timer(0.5, lambda: (print('closing', flush=True), __import__('_thread').interrupt_main())).start()\n"
+        "try: next(iter(s))\n"
+        "except KeyboardInterrupt: s.close(); print('closed')\n"
+    )
+    env = workers.env | {"WDS_LOCK": "always", "WDS_LOCK_PATIENCE": "60"}
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "a.tar"],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert done.stdout == "closing\nclosed\n"
+    assert time.monotonic() - began < 20
+    holder.kill()
+    holder.communicate()
 
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
-        print("whole, killed:", read_while_killing(Path(folder), float(sys.argv[1])))
+        sys.stdout.write(f"whole, killed: {read_while_killing(Path(folder), float(sys.argv[1]))}\n")
