@@ -121,6 +121,7 @@ static void fill_turn(prefetch *r) {
   size_t nbytes = n * r->ring[r->filled % PREFETCH_MOST]->cap;
   pthread_mutex_unlock(&r->lock);
   bool entered = needs_turn(r, nbytes) && !turnstile_enter(r->turn, &r->stop); /* without one reading goes on too */
+  if (entered) file_ask(r->fd, r->pos, nbytes);
   pthread_mutex_lock(&r->lock);
   for (; n && !r->over && !atomic_load(&r->stop); n--) {
     fill_next(r);

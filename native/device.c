@@ -272,3 +272,10 @@ bool file_resident(int fd, uint64_t pos, size_t n) {
   free(there);
   return resident;
 }
+
+/* One call reads no more than the device's read-ahead, which is 128 KiB unless somebody has raised it. */
+void file_ask(int fd, uint64_t pos, size_t n) {
+  const size_t step = 128 << 10;
+  for (size_t at = 0; at < n; at += step)
+    posix_fadvise(fd, (off_t)(pos + at), (off_t)(n - at < step ? n - at : step), POSIX_FADV_WILLNEED);
+}

@@ -33,5 +33,8 @@ probe_result device_probe(int fd, const device *d);
 /* Whether the page cache has all of [pos, pos + n), as far as the file goes. false too where only the file's owner may
  * know. */
 bool file_resident(int fd, uint64_t pos, size_t n);
+/* Have the kernel begin to read [pos, pos + n) and nothing behind it, so that every disk of an array has its part to do
+ * at once. */
+void file_ask(int fd, uint64_t pos, size_t n);
 
 #endif

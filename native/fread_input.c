@@ -159,6 +159,7 @@ static int copy_in_chunks(input *in, pump **pumps) {
     if (!chunk) return fail_write(pump_drain(*pumps, &in->sum->writing));
     /* looking for what a file has grown by costs no turn */
     bool turn = in->turn && from < in->size && (in->direct || !file_resident(in->fd, from, want)) && take_turn(in);
+    if (turn && !in->direct) file_ask(in->fd, from, want);
     double start = now();
     error = fill_chunk(in, *pumps, chunk, want, &over);
     in->sum->reading += now() - start;

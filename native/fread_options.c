@@ -20,7 +20,7 @@ static const char help[] =
     "\n"
     "  --chunk SIZE      bytes read in one turn (32M)\n"
     "  --ahead N         chunks read while the one before drains (1); memory is chunk x (ahead + 1)\n"
-    "  --slots N         readers of one disk at once (1): as many as a RAID has disks\n"
+    "  --slots N         readers of one device at once (1)\n"
     "  --lock WHEN       take turns: auto (where the disk seeks, as a short probe tells), always or never (auto)\n"
     "  --range A-B       only bytes [A, B) of the one FILE; A- to the end\n"
     "  --direct          read past the page cache (O_DIRECT)\n"
