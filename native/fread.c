@@ -1,7 +1,7 @@
 /* fread.c: files to standard output, at the speed of a disk that seeks, whoever else reads from it.
  *
  *   make -C native fread BUILD=dir    or, in native/:
- *   cc -std=c11 -D_GNU_SOURCE -O2 -pthread -o fread fread.c fread_options.c fread_input.c fread_pump.c turnstile.c device.c
+ *   cc -std=c11 -D_GNU_SOURCE -O2 -pthread -o fread fread.c fread_options.c fread_input.c fread_pump.c turnstile.c lockfile.c device.c
  *
  * This thread reads, holding the turnstile of the disk for a chunk at a time; another one writes. Nothing waits for a
  * consumer while it has the turn: the room for a chunk is free before the turn is taken. */

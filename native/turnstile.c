@@ -5,18 +5,17 @@
 #include <linux/futex.h>
 #include <limits.h>
 #include <pthread.h>
-#include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "device.h"
+#include "lockfile.h"
 
 enum { PLACES = 509, WATCHED = 16, POLL_MS = 20, BEAT_BITS = 24 };
 #define BEAT_STALE (((uint64_t)1 << BEAT_BITS) - 1)
@@ -30,12 +29,10 @@ typedef struct {
 _Static_assert(sizeof(page) == 4096, "the file is one page");
 
 struct turnstile {
-  page *shared;
-  int fd;
-  unsigned slots, patience;
-  char name[40];
+  lockfile file;
+  page *shared; /* the file's map */
+  unsigned slots;
   uint64_t ticket, beat;
-  turnstile_warning *warn;
   struct {
     uint64_t place;
     double since;
@@ -48,35 +45,13 @@ static double seconds(void) {
   return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
 }
 
-__attribute__((format(printf, 2, 3))) static void warn(turnstile_warning *to, const char *format, ...) {
-  char text[PATH_MAX + 200];
-  va_list args;
-  if (!to) return;
-  va_start(args, format);
-  vsnprintf(text, sizeof text, format, args);
-  va_end(args);
-  to(text);
-}
-
-/* ---------------------------------------------------------------------------------------------------- environment */
-
-static struct {
-  char dir[PATH_MAX], run[PATH_MAX];
-  unsigned patience;
-} environment;
-
-static void copy_variable(const char *name, char *to) {
-  const char *value = getenv(name);
-  if (value) snprintf(to, PATH_MAX, "%s", value);
-}
+static unsigned patience = 10; /* $WDS_LOCK_PATIENCE */
 
 static void read_environment(void) {
-  char patience[PATH_MAX] = "";
-  copy_variable("WDS_LOCK_DIR", environment.dir);
-  copy_variable("XDG_RUNTIME_DIR", environment.run);
-  copy_variable("WDS_LOCK_PATIENCE", patience);
-  int seconds_given = atoi(patience);
-  environment.patience = seconds_given > 0 ? (unsigned)seconds_given : 10;
+  const char *given = getenv("WDS_LOCK_PATIENCE");
+  int n = given ? atoi(given) : 0;
+  if (n > 0) patience = (unsigned)n;
+  lockfile_environment();
 }
 
 void turnstile_environment(void) {
@@ -84,98 +59,11 @@ void turnstile_environment(void) {
   pthread_once(&once, read_environment);
 }
 
-/* -------------------------------------------------------------------------------------------------- the lock file */
-
-/* A directory that only this user can change: its descriptor, or -1. EPERM: it is there and is not such a one. */
-static int own_directory(const char *path) {
-  struct stat st;
-  if (mkdir(path, 0700) && errno != EEXIST) return -1;
-  int fd = open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-  if (fd < 0) {
-    if (errno == ELOOP || errno == ENOTDIR || errno == EACCES) errno = EPERM;
-    return -1;
-  }
-  if (!fstat(fd, &st) && st.st_uid == geteuid() && !(st.st_mode & (S_IWGRP | S_IWOTH))) return fd;
-  close(fd);
-  errno = EPERM;
-  return -1;
-}
-
-static page *map_file(int dir, const char *name, int *fd) {
-  struct stat st;
-  *fd = openat(dir, name, O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK, 0600);
-  if (*fd < 0) return NULL;
-  void *at = MAP_FAILED;
-  if (fstat(*fd, &st)) goto fail;
-  if (!S_ISREG(st.st_mode) || st.st_uid != geteuid() || st.st_mode & (S_IWGRP | S_IWOTH)) {
-    errno = EPERM;
-    goto fail;
-  }
-  int error = posix_fallocate(*fd, 0, sizeof(page)); /* so that a full disk is an error here, and no SIGBUS later */
-  if (error) {
-    errno = error;
-    goto fail;
-  }
-  at = mmap(NULL, sizeof(page), PROT_READ | PROT_WRITE, MAP_SHARED, *fd, 0);
-  if (at != MAP_FAILED) return at;
-fail:
-  error = errno;
-  close(*fd);
-  *fd = -1;
-  errno = error;
-  return NULL;
-}
-
-static bool attach_in(turnstile *t, const char *dir) {
-  int fd = own_directory(dir);
-  if (fd >= 0) t->shared = map_file(fd, t->name, &t->fd);
-  int error = errno;
-  if (fd >= 0) close(fd);
-  errno = error;
-  if (!t->shared && error == EPERM)
-    warn(t->warn, "%s: not used for locks: it must be a directory of this user (uid %u) that nobody else can write to", dir, (unsigned)geteuid());
-  return t->shared != NULL;
-}
-
-/* Below a directory of the system, which must be the user's own too. */
-static bool attach_below(turnstile *t, const char *base) {
-  char dir[PATH_MAX];
-  struct stat st;
-  if (base[0] != '/' || stat(base, &st) || st.st_uid != geteuid()) return false;
-  return snprintf(dir, sizeof dir, "%s/wdstools", base) < (int)sizeof dir && attach_in(t, dir);
-}
-
-static bool attach(turnstile *t) {
-  const char *given = environment.dir;
-  char run[40], tmp[40], shm[40];
-  unsigned uid = (unsigned)geteuid();
-  snprintf(run, sizeof run, "/run/user/%u", uid);
-  snprintf(tmp, sizeof tmp, "/tmp/wdstools-%u", uid);
-  snprintf(shm, sizeof shm, "/dev/shm/wdstools-%u", uid);
-  if (*given) {
-    if (attach_in(t, given)) return true;
-    if (errno != EPERM) warn(t->warn, "%s: no lock file can be made here: %s", given, strerror(errno));
-  } else if (attach_below(t, environment.run) || attach_below(t, run) || attach_in(t, tmp) || attach_in(t, shm)) {
-    return true;
-  } else {
-    warn(t->warn, "no lock file can be made in %s or %s (%s); WDS_LOCK_DIR names another directory", tmp, shm, strerror(errno));
-  }
-  warn(t->warn, "reading without the turnstile: other readers of the disk are not waited for");
-  return false;
-}
-
-static void detach(turnstile *t) {
-  if (t->shared) munmap(t->shared, sizeof(page));
-  if (t->fd >= 0) close(t->fd);
-  t->shared = NULL;
-  t->fd = -1;
-}
-
 /* ------------------------------------------------------------------------------------------------------- the queue */
 
 static int lock_ticket(const turnstile *t, short type, uint64_t ticket) {
   struct flock lock = {.l_type = type, .l_whence = SEEK_SET, .l_start = (off_t)ticket, .l_len = 1};
-  return fcntl(t->fd, F_OFD_SETLK, &lock) ? errno : 0;
+  return fcntl(t->file.fd, F_OFD_SETLK, &lock) ? errno : 0;
 }
 
 static void pause_ms(unsigned ms) { nanosleep(&(struct timespec){.tv_nsec = (long)ms * 1000000}, NULL); }
@@ -219,9 +107,9 @@ static bool is_awake(turnstile *t, uint64_t ticket) {
   if (t->watch[ticket % WATCHED].place != now) {
     t->watch[ticket % WATCHED].place = now;
     t->watch[ticket % WATCHED].since = seconds();
-  } else if (seconds() - t->watch[ticket % WATCHED].since > t->patience) {
+  } else if (seconds() - t->watch[ticket % WATCHED].since > patience) {
     if (atomic_compare_exchange_strong(place, &now, ticket << BEAT_BITS | BEAT_STALE))
-      warn(t->warn, "a reader has stood still in its turn for %u seconds (stopped?): it is overtaken", t->patience);
+      lockfile_warn(t->file.warn, "a reader has stood still in its turn for %u seconds (stopped?): it is overtaken", patience);
     return false;
   }
   return true;
@@ -231,7 +119,7 @@ static bool is_awake(turnstile *t, uint64_t ticket) {
 static unsigned count_awake(turnstile *t, uint64_t from, uint64_t to, unsigned most) {
   if (from >= to || !most) return 0;
   struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = (off_t)from, .l_len = (off_t)(to - from)};
-  if (fcntl(t->fd, F_OFD_GETLK, &lock) || lock.l_type == F_UNLCK) return 0;
+  if (fcntl(t->file.fd, F_OFD_GETLK, &lock) || lock.l_type == F_UNLCK) return 0;
   uint64_t at = (uint64_t)lock.l_start < from ? from : (uint64_t)lock.l_start;
   unsigned n = is_awake(t, at);
   n += count_awake(t, from, at, most - n);
@@ -245,9 +133,11 @@ static void futex_wait(_Atomic uint32_t *at, uint32_t seen, unsigned ms) {
 
 int turnstile_enter(turnstile *t, const atomic_bool *stop) {
   struct stat st;
-  if (!fstat(t->fd, &st) && !st.st_nlink) { /* somebody cleaned up: meet the others in a new file */
-    detach(t);
-    if (!attach(t)) return ENOENT;
+  if (!t->shared) return ENOENT; /* lost in an earlier call */
+  if (!fstat(t->file.fd, &st) && !st.st_nlink) { /* somebody cleaned up: meet the others in a new file */
+    lockfile_close(&t->file);
+    t->shared = lockfile_open(&t->file) ? t->file.map : NULL;
+    if (!t->shared) return ENOENT;
   }
   int error = take_ticket(t);
   if (error) return error;
@@ -307,7 +197,7 @@ static probe_result verdict_of(turnstile *t, int fd, const device *d) {
  * for block devices. No lock: what is overwritten is asked again. */
 static _Atomic uint64_t flat[16];
 
-int turnstile_open(int fd, lock_mode mode, unsigned slots, turnstile_warning *warning, turnstile **out) {
+int turnstile_open(int fd, lock_mode mode, unsigned slots, lockfile_warning *warning, turnstile **out) {
   device d;
   struct stat st;
   *out = NULL;
@@ -320,10 +210,10 @@ int turnstile_open(int fd, lock_mode mode, unsigned slots, turnstile_warning *wa
   turnstile *t = NULL;
   if (mode == LOCK_ALWAYS || d.kind == DEVICE_DISK || d.kind == DEVICE_MOUNT) {
     if (!(t = calloc(1, sizeof *t))) return ENOMEM;
-    *t = (turnstile){.fd = -1, .slots = slots ? slots : 1, .patience = environment.patience, .warn = warning};
-    snprintf(t->name, sizeof t->name, "turnstile1-%u:%u", d.major, d.minor);
-    if (!attach(t)) found = PROBE_UNSURE;
-    else if (mode == LOCK_AUTO) found = verdict_of(t, fd, &d);
+    *t = (turnstile){.file = {.size = sizeof(page), .warn = warning, .fd = -1}, .slots = slots ? slots : 1};
+    snprintf(t->file.name, sizeof t->file.name, "turnstile1-%u:%u", d.major, d.minor);
+    if (!lockfile_open(&t->file)) found = PROBE_UNSURE;
+    else if (t->shared = t->file.map, mode == LOCK_AUTO) found = verdict_of(t, fd, &d);
   }
   if (found == PROBE_SEEKS) {
     *out = t;
@@ -336,7 +226,7 @@ int turnstile_open(int fd, lock_mode mode, unsigned slots, turnstile_warning *wa
 
 void turnstile_close(turnstile *t) {
   if (!t) return;
-  detach(t);
+  lockfile_close(&t->file);
   free(t);
 }
 

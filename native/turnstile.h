@@ -11,14 +11,15 @@
  *   24  place    u64[509]  at ticket % 509: ticket << 24 | beat. Whoever lives counts its beat up; one that has not for
  *                     $WDS_LOCK_PATIENCE seconds (10) is marked BEAT_STALE and overtaken until it beats again.
  *
- * A page of zeros is a queue with nobody in it. One file a device, in a directory that is the user's alone:
- * $WDS_LOCK_DIR, or the first that can be had of $XDG_RUNTIME_DIR/wdstools, /run/user/UID/wdstools,
- * /tmp/wdstools-UID and /dev/shm/wdstools-UID. Other users and other containers have their own queues. */
+ * A page of zeros is a queue with nobody in it. One file a device and user, where lockfile.h puts it: other users and other
+ * containers have their own queues. */
 #ifndef WDS_TURNSTILE_H
 #define WDS_TURNSTILE_H
 
 #include <stdatomic.h>
 #include <stdbool.h>
+
+#include "lockfile.h"
 
 typedef enum {
   LOCK_AUTO,   /* only where the disk under the file seeks: device.h */
@@ -27,16 +28,15 @@ typedef enum {
 } lock_mode;
 
 typedef struct turnstile turnstile;
-typedef void turnstile_warning(const char *text); /* without a newline */
 
-/* Read the WDS_LOCK_DIR, WDS_LOCK_PATIENCE and XDG_RUNTIME_DIR of this process, once: turnstile_open does it too, but
+/* Read the environment (WDS_LOCK_PATIENCE, and what lockfile.h reads), once in a process. turnstile_open does it too, but
  * where other threads may change the environment it must be done before. */
 void turnstile_environment(void);
 
 /* The turnstile of the device under fd, for one thread. *t = NULL: none is needed, or none can be had, which is
  * warned about (warn may be NULL) and is no error: reading goes on without. A probe may take 0.4 s, once a device and
  * boot. Returns 0 or ENOMEM. */
-int turnstile_open(int fd, lock_mode mode, unsigned slots, turnstile_warning *warn, turnstile **t);
+int turnstile_open(int fd, lock_mode mode, unsigned slots, lockfile_warning *warn, turnstile **t);
 /* Wait for a turn. 0; ECANCELED: *stop (may be NULL) became true, looked at 50 times a second; or an errno of locking:
  * then there is no turn to leave. */
 int turnstile_enter(turnstile *t, const atomic_bool *stop);

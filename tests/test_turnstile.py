@@ -28,7 +28,7 @@ HERE = Path(__file__).parent
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     here = tmp_path_factory.mktemp("worker")
-    return compile_c(here / "worker", f'-DWDS_SYS="{here}/sys"', HERE / "turnstile_worker.c", NATIVE / "turnstile.c")
+    return compile_c(here / "worker", f'-DWDS_SYS="{here}/sys"', HERE / "turnstile_worker.c", NATIVE / "turnstile.c", NATIVE / "lockfile.c")
 
 
 class Workers:
