@@ -228,7 +228,7 @@ static probe_result judge(prober *p, const device *d) {
   }
   if (n < 4) return PROBE_UNSURE;
   qsort(took, (size_t)n, sizeof *took, ascending);
-  if (took[n / 4] < MILLI) return PROBE_FLAT;
+  if (took[n / 8] < MILLI) return PROBE_FLAT; /* a disk that does not seek may be busy, or this machine */
   if (d->kind == DEVICE_MOUNT && probe_scaling(p, sum / n) > 0.6 * TOGETHER) return PROBE_FLAT;
   return PROBE_SEEKS;
 }
@@ -237,7 +237,7 @@ probe_result device_probe(int fd, const device *d) {
   char path[40];
   prober p = {.direct = true};
   off_t size = lseek(fd, 0, SEEK_END); /* a block device has no st_size */
-  if (size < 1024 * PAGE) return PROBE_UNSURE; /* a disk's own buffer would hold it */
+  if (size < 2048 * PAGE) return PROBE_UNSURE; /* a disk's own buffer would hold it */
   p.pages = (uint64_t)size / PAGE;
   p.random = (uint64_t)(seconds() * 1e9) | 1;
   snprintf(path, sizeof path, "/proc/self/fd/%d", fd);

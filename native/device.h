@@ -26,8 +26,8 @@ int device_of(int fd, device *d); /* 0 or an errno */
 
 typedef enum { PROBE_UNSURE, PROBE_FLAT, PROBE_SEEKS } probe_result;
 /* Some 16 random reads of 4 kB past the page cache (and 24 more, in parallel, on a DEVICE_MOUNT that is slow), at most
- * 0.4 s. A disk that seeks takes more than a millisecond for three of four reads; what merely is far away serves eight
- * readers as fast as one. PROBE_UNSURE: the file is too small, cached, or cannot be read. */
+ * 0.4 s. A disk that seeks takes more than a millisecond for seven of eight reads; what merely is far away serves eight
+ * readers as fast as one. PROBE_UNSURE: the file is below 8 MiB, cached, or cannot be read. */
 probe_result device_probe(int fd, const device *d);
 
 /* Whether the page cache has all of [pos, pos + n), as far as the file goes. false too where only the file's owner may

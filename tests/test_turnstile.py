@@ -28,7 +28,13 @@ HERE = Path(__file__).parent
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     here = tmp_path_factory.mktemp("worker")
-    return compile_c(here / "worker", f'-DWDS_SYS="{here}/sys"', HERE / "turnstile_worker.c", NATIVE / "turnstile.c", NATIVE / "lockfile.c")
+    return compile_c(
+        here / "worker",
+        f'-DWDS_SYS="{here}/sys"',
+        HERE / "turnstile_worker.c",
+        NATIVE / "turnstile.c",
+        NATIVE / "lockfile.c",
+    )
 
 
 class Workers:
@@ -182,9 +188,9 @@ def test_the_disk_under_a_device(built: Path, number: str, disk: str, kind: int)
 @pytest.mark.parametrize(
     ("kind", "microseconds", "heads", "expected"),
     [
-        ("disk", 5000, 1, "seeks"), ("disk", 5000, 4, "seeks"), ("disk", 100, 1, "flat"), ("disk", 100, 64, "flat"),
-        ("mount", 5000, 1, "seeks"), ("mount", 5000, 3, "seeks"), ("mount", 10_000, 64, "flat"),
-        ("mount", 100, 1, "flat"),
+        ("disk", 5000, 1, "seeks"), ("disk", 5000, 4, "seeks"), ("disk", 10, 1, "flat"), ("disk", 10, 64, "flat"),
+        ("mount", 5000, 1, "seeks"), ("mount", 5000, 3, "seeks"), ("mount", 20_000, 64, "flat"),
+        ("mount", 10, 1, "flat"),
     ],
 )  # fmt: skip
 def test_a_probe_tells_what_seeks(built: Path, kind: str, microseconds: int, heads: int, expected: str) -> None:
