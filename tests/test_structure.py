@@ -36,6 +36,7 @@ SAME_ROOM |= {"fetching": "dataset", "finding": "dataset"}
 SAME_ROOM |= {"sampler": "loader", "parcel": "loader"}
 SAME_ROOM |= dict.fromkeys(["store", "storebase", "ranges", "retrying", "failures", "httpclient"], "storage")
 SAME_ROOM |= dict.fromkeys(["obstores", "fsspecs", "remote", "cache", "blocks", "inflight"], "storage")
+SAME_ROOM |= dict.fromkeys(["obstores", "fsspecs", "remote", "cache", "blocks", "passing"], "storage")
 CORE = "_core"  # the C extension stands below all of them
 HEAVY = ["torch", "pyarrow", "numpy", "fsspec", "webdataset", "duckdb", "click", "obstore", "PIL", "tqdm"]
 

@@ -309,6 +309,16 @@ def check(
         return [error for error in pool.map(one, range(len(index.shards))) if error]
 
 
+def verify(index: Index, number: int, columns: _core.Columns) -> None:
+    """Compare a shard of an index with what _core.scan found. Raises StaleIndexError, IndexFileError, ShardError."""
+    index.validate()
+    url, end = index.shards.url[number], sum(index.shards.nsamples[: number + 1])
+    rows = slice(end - index.shards.nsamples[number], end)
+    reason = _difference(index, number, rows, _unsorted_hashes(index)[rows], from_columns(columns, url))
+    if reason:
+        raise StaleIndexError(f"{index.name}: {url}: {reason}")
+
+
 def _difference(
     index: Index, number: int, rows: slice, hashes: np.ndarray[Any, np.dtype[np.uint64]], found: Index
 ) -> str | None:

@@ -50,12 +50,12 @@ class Source:
         self._exits.__exit__(kind, error, trace)
 
 
-def open_source(url: str, stores: Stores | None = None) -> Source:
+def open_source(url: str, stores: Stores | None = None, *, raw: bool = False) -> Source:
     """Open a URL for one pass from its start: a path, file:, pipe:, `-` (stdin), http(s):, s3:, gs:, az:, or whatever
     fsspec opens.
 
-    gzip, zstd, bzip2 and xz are recognised by their first bytes and decompressed. `stores`: with options for what is
-    remote. Raises NotFoundError, StoreError, UrlError; PipeError comes when the source is closed.
+    gzip, zstd, bzip2 and xz are recognised by their first bytes and decompressed, unless `raw`. `stores`: with options
+    for what is remote. Raises NotFoundError, StoreError, UrlError; PipeError comes when the source is closed.
     """
     scheme = urls.scheme(url)
     if url == "-":
@@ -67,7 +67,7 @@ def open_source(url: str, stores: Stores | None = None) -> Source:
     else:
         source = _open_remote(url, stores or _STORES)
     try:
-        return _decompressed(source)
+        return source if raw else _decompressed(source)
     except BaseException as error:
         source.__exit__(type(error), error, None)
         raise

@@ -192,6 +192,16 @@ def as_file(pieces: Generator[Buffer, None, None], nbytes: int) -> BinaryIO:
     return cast(BinaryIO, io.BufferedReader(_Pieces(pieces), nbytes))
 
 
+def pieces_of(file: Any) -> Generator[Buffer, None, None]:
+    """The bytes of a file that nobody has read from, in pieces: those that it was made of, where as_file made it."""
+    raw = getattr(file, "raw", None)
+    if isinstance(raw, _Pieces):
+        yield from raw.rest()
+    else:
+        while data := file.read(1 << 20):
+            yield data
+
+
 class _Pieces(io.RawIOBase):
     def __init__(self, pieces: Generator[Buffer, None, None]) -> None:
         self._pieces = pieces  # first: close() is called on what was not finished, too
@@ -210,6 +220,13 @@ class _Pieces(io.RawIOBase):
         buffer[:n] = self._piece[:n]
         self._piece = self._piece[n:]
         return n
+
+    def rest(self) -> Generator[Buffer, None, None]:
+        """What was not read yet."""
+        piece, self._piece = self._piece, memoryview(b"")
+        if piece:
+            yield piece
+        yield from self._pieces
 
     def close(self) -> None:
         self._pieces.close()
