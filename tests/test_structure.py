@@ -33,6 +33,15 @@ SAME_ROOM = {"merge": "build", "access": "dataset", "braces": "urls", "deal": "p
 SAME_ROOM |= dict.fromkeys(["sampler", "parcel", "streaming", "shardorder", "workers"], "loader")
 SAME_ROOM |= dict.fromkeys(["shardtable", "indexfile", "rowbatches"], "index")
 SAME_ROOM |= {"fetching": "dataset", "finding": "dataset"}
+SAME_ROOM = {
+    "merge": "build",
+    "access": "dataset",
+    "braces": "urls",
+    "pipes": "urls",
+    "deal": "plan",
+    "mix": "plan",
+    "permute": "plan",
+}
 SAME_ROOM |= {"sampler": "loader", "parcel": "loader"}
 SAME_ROOM |= dict.fromkeys(["store", "storebase", "ranges", "retrying", "failures", "httpclient"], "storage")
 SAME_ROOM |= dict.fromkeys(["obstores", "fsspecs", "remote", "cache", "blocks", "inflight"], "storage")
