@@ -42,7 +42,7 @@ SAME_ROOM = {
     "mix": "plan",
     "permute": "plan",
 }
-SAME_ROOM |= {"sampler": "loader", "parcel": "loader"}
+SAME_ROOM |= {"sampler": "loader", "parcel": "loader", "gopen": "compat"}
 SAME_ROOM |= dict.fromkeys(["store", "storebase", "ranges", "retrying", "failures", "httpclient"], "storage")
 SAME_ROOM |= dict.fromkeys(["obstores", "fsspecs", "remote", "cache", "blocks", "inflight"], "storage")
 SAME_ROOM |= dict.fromkeys(["obstores", "fsspecs", "remote", "cache", "blocks", "passing"], "storage")

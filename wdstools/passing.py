@@ -76,7 +76,7 @@ class Tee:
     """readinto over a source, with a copy to an outlet of all that is read: what a walker of the bytes reads from."""
 
     def __init__(self, source: Source, outlet: Outlet, idle: float | None = None) -> None:
-        self._raw, self._outlet = _reader(source, idle), outlet
+        self._raw, self._outlet = reader(source, idle), outlet
 
     def readinto(self, buffer: memoryview) -> int:
         n = int(self._raw.readinto(buffer) or 0)
@@ -177,7 +177,8 @@ class _Waiting:
         return os.readv(int(self._source.handle), [buffer])  # type: ignore[arg-type]
 
 
-def _reader(source: Source, idle: float | None) -> Any:
+def reader(source: Source, idle: float | None = None) -> Any:
+    """What reads a raw source: an object with readinto. `idle`: seconds that a descriptor may be silent."""
     return _Waiting(source, idle) if isinstance(source.handle, int) else source.handle
 
 

@@ -130,11 +130,10 @@ def _open_pipe(url: str) -> Source:
     if "\0" in command:
         raise UrlError(f"{url!r}: a command cannot contain NUL")
     talk = tempfile.TemporaryFile()
-    shell = ["bash", "-o", "pipefail", "-c"] if shutil.which("bash") else ["sh", "-c"]  # `a | b` fails where a does
     try:
         # A group of its own, so that all parts of a command can be stopped.
         process = subprocess.Popen(
-            [*shell, command], stdout=subprocess.PIPE, stderr=talk, stdin=subprocess.DEVNULL, process_group=0
+            [*shell(), command], stdout=subprocess.PIPE, stderr=talk, stdin=subprocess.DEVNULL, process_group=0
         )
     except BaseException:
         talk.close()
@@ -160,6 +159,11 @@ def _open_pipe(url: str) -> Source:
 
     source.on_close(close)
     return source
+
+
+def shell() -> list[str]:
+    """What runs a command line, which comes last: in bash `a | b` fails where a does."""
+    return ["bash", "-o", "pipefail", "-c"] if shutil.which("bash") else ["sh", "-c"]
 
 
 def _reap(process: subprocess.Popen[bytes], patient: bool) -> int:
