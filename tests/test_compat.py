@@ -468,10 +468,12 @@ def test_after_register_wdstools_still_opens(under: bool, shards: list[str], mon
             found = list(data) if under else stages([url], compat.tarfile_to_samples())
             assert len(found) == 15
         assert opened == [f"pipe:cat {shards[1]}", shards[1], "s3://b/x"]
-        monkeypatch.setitem(gopen_schemes, "pipe", lambda url, *_, **__: open(shards[3], "rb"))
-        assert stages(["pipe:exit 1"], compat.tarfile_to_samples()) == stages([shards[3]], compat.tarfile_to_samples())
-        assert opened[3:] == [shards[3]]
-        monkeypatch.undo()
+        with monkeypatch.context() as patch:
+            patch.setitem(gopen_schemes, "pipe", lambda url, *_, **__: open(shards[3], "rb"))
+            assert [s["cls"] for s in stages(["pipe:exit 1"], compat.tarfile_to_samples())] == [
+                b"%d" % i for i in range(15)
+            ]
+        assert opened[3:] == []
     finally:
         compat.uninstall()
         compat.unregister()
