@@ -4,6 +4,7 @@
 
     wds.DataPipeline(wds.SimpleShardList(urls), compat.tarfile_to_samples(), ...)    # one line changes
     compat.install()                                                                 # no line changes
+    compat.register()                                                  # webdataset's reader, opened by wdstools.gopen
 
 Same samples, same order, same handlers as webdataset 1.0.2, only faster; and what it loses in silence is an error here
 (a truncated shard, bytes after its end, a key that comes back, a failing pipe). A handler that goes on after such an
