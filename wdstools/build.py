@@ -310,11 +310,14 @@ def check(
 
 
 def verify(index: Index, number: int, columns: _core.Columns) -> None:
-    """Compare a shard of an index with what _core.scan found. Raises StaleIndexError, IndexFileError, ShardError."""
+    """Compare a shard of an index with what _core.scan found; hashes, which follow from the keys, are left to check().
+
+    Raises StaleIndexError, IndexFileError, ShardError."""
     index.validate()
     url, end = index.shards.url[number], sum(index.shards.nsamples[: number + 1])
     rows = slice(end - index.shards.nsamples[number], end)
-    reason = _difference(index, number, rows, _unsorted_hashes(index)[rows], from_columns(columns, url))
+    found = from_columns(columns, url)
+    reason = _difference(index, number, rows, _unsorted_hashes(found), found)
     if reason:
         raise StaleIndexError(f"{index.name}: {url}: {reason}")
 
