@@ -29,23 +29,17 @@ ROOMS = [
     ["cli", "lightning"],
 ]
 LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
-SAME_ROOM = {"merge": "build", "access": "dataset", "braces": "urls", "deal": "plan", "mix": "plan", "permute": "plan"}
-SAME_ROOM |= dict.fromkeys(["sampler", "parcel", "streaming", "shardorder", "workers"], "loader")
-SAME_ROOM |= dict.fromkeys(["shardtable", "indexfile", "rowbatches"], "index")
-SAME_ROOM |= {"fetching": "dataset", "finding": "dataset"}
-SAME_ROOM = {
-    "merge": "build",
-    "access": "dataset",
-    "braces": "urls",
-    "pipes": "urls",
-    "deal": "plan",
-    "mix": "plan",
-    "permute": "plan",
+MODULES = {  # of rooms that are more than one module
+    "urls": "braces pipes",
+    "plan": "deal mix permute",
+    "storage": "store storebase ranges inflight retrying failures httpclient obstores fsspecs remote cache blocks passing",
+    "index": "shardtable indexfile rowbatches",
+    "build": "merge",
+    "dataset": "access fetching finding",
+    "loader": "sampler parcel streaming shardorder workers",
+    "compat": "gopen",
 }
-SAME_ROOM |= {"sampler": "loader", "parcel": "loader", "gopen": "compat"}
-SAME_ROOM |= dict.fromkeys(["store", "storebase", "ranges", "retrying", "failures", "httpclient"], "storage")
-SAME_ROOM |= dict.fromkeys(["obstores", "fsspecs", "remote", "cache", "blocks", "inflight"], "storage")
-SAME_ROOM |= dict.fromkeys(["obstores", "fsspecs", "remote", "cache", "blocks", "passing"], "storage")
+SAME_ROOM = {module: room for room, modules in MODULES.items() for module in modules.split()}
 CORE = "_core"  # the C extension stands below all of them
 HEAVY = ["torch", "pyarrow", "numpy", "fsspec", "webdataset", "duckdb", "click", "obstore", "PIL", "tqdm"]
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 
 from wdstools import _core, urls
-from wdstools.access import load_stored
 from wdstools.build import verify
 from wdstools.errors import NotFoundError, StaleIndexError, UrlError
-from wdstools.index import Index, canonical
+from wdstools.finding import load_stored
+from wdstools.index import Index
 from wdstools.passing import Outlet, Tee
 from wdstools.sets import shard_sets
+from wdstools.shardtable import canonical
 from wdstools.storage import open_source
 from wdstools.store import Stores
 
