@@ -47,7 +47,7 @@ Examples:
   $ wds-bench io /data/imagenet
   $ wds-bench io --quick --workers 1,8 --html report.html '/data/train-{000000..000146}.tar'
   $ wds-bench io --reader plain,fread --size plain=8K,1M --size fread=16M,32M,64M --json io.json /data/imagenet
-  $ wds-bench io --config sweep.yaml --notify 'mail -s "disk measured" me < "$WDS_BENCH_HTML"' --html io.html
+  $ wds-bench io --config sweep.yaml --notify 'mailx me < "$WDS_BENCH_HTML"' --html io.html
   $ wds-bench io https://example.org/val-{00..07}.tar"""
 )
 @click.argument("shards", nargs=-1, metavar="[PATH|URL]...")

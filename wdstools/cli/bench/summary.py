@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import statistics
 from collections.abc import Iterable, Sequence
@@ -14,6 +15,8 @@ from wdstools.cli.bench.sweep import Cell, Variant
 CLOSE = 0.95  # of the best rate: as good, where it is simpler
 # The simpler first: nothing to install, nothing to start for each shard.
 SIMPLE = ("plain", "store", "stream", "cat", "curl", "parts", "dd", "fread", "wds-cat", "mbuffer")
+# Of a pattern that needs no quotes: what shlex says, and braces, which are expanded before a shell sees them.
+_SAFE = re.compile(r"[\w@%+=:,./{}-]+", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ def _url(variant: Variant, target: str) -> str | None:
     """The URL by which webdataset, or wdstools' store, reads so; None: there is none."""
     if variant.reader in ("plain", "store", "parts"):
         return target
-    command = variant.command(shlex.quote(target))
+    command = variant.command(target if _SAFE.fullmatch(target) else shlex.quote(target))
     return None if command is None else f"pipe:{command}"
 
 
