@@ -31,6 +31,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, get_args
 
+os.environ.setdefault("FUSE_LIBRARY_NAME", "fuse3")  # mfusepy would rather take libfuse 2
 import mfusepy
 
 from bench.spindle_model import Array, Disk, Order, Request, Spindle
