@@ -28,6 +28,7 @@ from wdstools.cli.bench.sweep import Cell, Sweep, Variant, parse_size
 READERS = 8
 SAMPLES = int(os.environ.get("BENCH_SPINDLE", "592"))  # of 110 kB in each shard: 64 MB, two chunks of fread
 BIG = 1280 << 10
+CHUNK = 512 << 10  # of RAID-0; md sets the read-ahead to two stripes
 ARRAY_RATE = "50MB"  # of each spindle of the RAID: 4 x 200 MB/s are more than a FUSE file system in Python carries
 
 
@@ -98,10 +99,8 @@ def bench_eight_readers(benchmark: Any, disk: list[str], disk_big: list[str]) ->
 
 
 def bench_raid(benchmark: Any, folder: Path) -> None:
-    with (
-        mounted(folder, "--rate", ARRAY_RATE) as one,
-        mounted(folder, "--rate", ARRAY_RATE, "--raid", "0", "--spindles", "4") as four,
-    ):
+    array = ("--rate", ARRAY_RATE, "--raid", "0", "--spindles", "4")
+    with mounted(folder, "--rate", ARRAY_RATE) as one, mounted(folder, *array, read_ahead=2 * 4 * CHUNK) as four:
         paths = {disk: sorted(map(str, disk.glob("*.tar"))) for disk in (one, four)}
         ours = Readers(paths[four], fread("--slots", "4"))
         peers: dict[str, Callable[[], object]] = {

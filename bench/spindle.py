@@ -159,7 +159,8 @@ class Files(mfusepy.Operations):  # type: ignore[misc]
 def mounted(folder: Path, *options: str, read_ahead: int | None = None) -> Iterator[Path]:
     """The folder behind a disk, for as long as the context lasts; `options` are those of the command line.
 
-    `read_ahead`: in bytes, as `blockdev --setra` sets it on a disk (needs root); None: the kernel's 128 KiB.
+    `read_ahead`: in bytes, as `blockdev --setra` sets it on a disk (needs root); None: the kernel's 128 KiB. On a
+    RAID md sets two stripes.
     """
     with tempfile.TemporaryDirectory(prefix="spindle-") as name:
         mountpoint = Path(name) / "disk"
@@ -218,6 +219,10 @@ def main() -> None:
     disk = dataclasses.replace(Disk(), rate=arguments.rate, rpm=arguments.rpm, order=arguments.order)
     array = Array(disk, arguments.spindles, arguments.raid, int(arguments.chunk))
     sys.setswitchinterval(0.0005)  # a request that is done should not wait 5 ms for another thread
+    try:  # a disk does not wait for a core
+        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
+    except PermissionError:
+        print("spindle: without root it competes with the readers for the CPU", file=sys.stderr)
     files = Files(arguments.folder.resolve(), array, arguments.span)
     forever = 86400.0
     mfusepy.FUSE(
