@@ -150,7 +150,10 @@ def _sweep(shards: tuple[str, ...], config: str | None, options: dict[str, Any])
 
     given = {**options, "paths": shards}
     if config is not None:
-        given = {**dict.fromkeys(given), **plan.from_config(config, given)}
+        try:
+            given = {**dict.fromkeys(given), **plan.from_config(config, given)}
+        except ValueError as error:
+            raise click.UsageError(f"--config: {error}") from None
     names = [given["paths"]] if isinstance(given["paths"], str) else list(given["paths"] or ())
     if not names:
         raise click.UsageError("shards to read are missing: a folder, a brace pattern, files or URLs")

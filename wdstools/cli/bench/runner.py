@@ -7,6 +7,7 @@ import ctypes
 import json
 import mmap
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -77,7 +78,8 @@ def measure(cell: Cell, sweep: Sweep, rate: float | None) -> dict[str, Any]:
             return {"error": f"no answer within {limit + PATIENCE:g} seconds"}
         finally:
             for process in started:
-                process.kill()
+                if process.poll() is None:
+                    os.killpg(process.pid, signal.SIGKILL)  # with the command that it reads from
     errors = [str(one["error"]) for one in told if "error" in one]
     if errors:
         return {"error": errors[0]}

@@ -8,8 +8,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from wdstools.errors import UrlError
-
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kKMGT]?)(i?B|B)?")
 _POWER = {"": 0, "k": 1, "K": 1, "M": 2, "G": 3, "T": 4}
 PROGRAMS = {"cat": "cat", "dd": "dd", "mbuffer": "mbuffer", "fread": "fread", "curl": "curl", "wds-cat": "wds-cat"}
@@ -146,24 +144,31 @@ def available(given: Iterable[Variant]) -> tuple[list[Variant], list[str]]:
 
 
 def from_config(text: str, sweep: Mapping[str, Any]) -> dict[str, Any]:
-    """A YAML file of sweeps over the options given as flags, which win. Raises UrlError: it is not what it must be.
+    """A YAML file of sweeps under the options given as flags, which win.
 
     Keys: paths, workers, seconds, rounds, quick, warm, readers, sizes (a mapping of reader to sizes), and sweeps, a
-    list of mappings of reader, sizes and flags.
+    list of mappings of reader, sizes and flags. Raises ValueError: it is not that, or PyYAML is not installed.
     """
     try:
         import yaml
     except ImportError:
-        raise UrlError("--config needs PyYAML: pip install 'wdstools[bench]', or use flags") from None
+        raise ValueError("reading it needs PyYAML: pip install 'wdstools[bench]', or use flags") from None
     try:
         found = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise UrlError(f"the file of --config is no YAML: {error}") from None
+        raise ValueError(f"the file is no YAML: {error}") from None
     keys = {"paths", "workers", "seconds", "rounds", "quick", "warm", "readers", "sizes", "sweeps"}
     if not isinstance(found, dict) or not set(found) <= keys:
         strange = sorted(map(str, set(found) - keys)) if isinstance(found, dict) else [type(found).__name__]
-        raise UrlError(f"the file of --config has {', '.join(strange)}: it takes {', '.join(sorted(keys))}")
+        raise ValueError(f"the file has {', '.join(strange)}: it takes {', '.join(sorted(keys))}")
+    found |= {key: [value] for key, value in found.items() if key in ("readers", "workers") and _is_scalar(value)}
+    if not isinstance(found.get("sizes", {}), dict):
+        raise ValueError("sizes is a mapping, such as fread: [16M, 32M]")
     return found | {key: value for key, value in sweep.items() if value not in (None, (), {})}
+
+
+def _is_scalar(value: object) -> bool:
+    return isinstance(value, str | int)
 
 
 def config_variants(entries: Any) -> list[Variant]:
