@@ -232,7 +232,7 @@ sweeps:
         ("turbo: 1", "has turbo"),
         ("- a", "has list"),
         ("sizes: 1M", "is a mapping"),
-        ("readers: tape", "tape is no reader"),
+        ("paths: x\nreaders: tape", "tape is no reader"),
         ("workers: x\npaths: x", "invalid literal"),
         ("paths: [x]\nsweeps: [1]", "has a reader"),
     ],
