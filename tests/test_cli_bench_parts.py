@@ -149,7 +149,7 @@ def test_a_worker_reads_its_shards_again_until_it_has_enough(tmp_path: Path) -> 
     for reader in ("plain", "cat"):
         shown, _ = task(tmp_path / "a", reader).communicate("go\n", timeout=30)
         found = json.loads(shown.splitlines()[1])
-        assert M <= found["bytes"] < M + 10240
+        assert M <= found["bytes"] < M + 100_000
         assert found["begin"] < found["end"]
 
 

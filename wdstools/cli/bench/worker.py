@@ -7,6 +7,7 @@ and says as JSON when it began and ended (monotonic seconds), how many bytes it 
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import resource
@@ -40,9 +41,13 @@ def drop(path: str) -> None:
 def amounts(variant: Variant, url: str, wanted: int) -> Generator[int, None, None]:
     """Read a shard, at least `wanted` bytes of it if it has as many; yields the bytes of each read."""
     if variant.reader == "plain":
-        with open(url, "rb", buffering=variant.size or -1) as file:
-            while data := file.read(BLOCK):
-                yield len(data)
+        raw, before = io.FileIO(url), 0
+        with io.BufferedReader(raw, variant.size or io.DEFAULT_BUFFER_SIZE) as file:  # as open(url, "rb", size)
+            while file.read(BLOCK):
+                # what has come into the buffer counts: a cell may be over before the reader has had all of it
+                now = raw.tell()
+                yield now - before
+                before = now
     elif variant.reader == "stream":
         from wdstools.reader import stream
 
