@@ -15,6 +15,8 @@ CC = os.environ.get("CC", "cc")
 
 def program() -> str:
     """Next to the interpreter, where pip puts it, or else on PATH."""
+    if chosen := os.environ.get("WDS_TEST_FREAD"):  # one under sanitizers, say
+        return chosen
     here = Path(sys.executable).with_name("fread")
     found = str(here) if here.exists() else shutil.which("fread")
     if not found:
