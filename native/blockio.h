@@ -25,7 +25,8 @@ typedef struct {
 typedef struct prefetch prefetch;
 
 /* regular: pread from pos on, in turns where turnstile.h finds that the disk seeks ($WDS_LOCK: auto, always, never;
- * $WDS_LOCK_SLOTS); otherwise read, and closing does not wait for a silent pipe. NULL: errno. */
+ * $WDS_LOCK_SLOTS); otherwise read, and closing does not wait for a silent pipe. NULL: errno, EINVAL
+ * for an environment without a meaning. */
 prefetch *prefetch_start(int fd, bool regular, uint64_t pos);
 unsigned prefetch_depth(prefetch *r);          /* blocks that may be out: PREFETCH_DEPTH, later maybe PREFETCH_MOST */
 void prefetch_give(prefetch *r, block *empty); /* at most prefetch_depth are out at a time */

@@ -117,11 +117,15 @@ static void *prefetch_main(void *arg) {
 unsigned prefetch_depth(prefetch *r) { return atomic_load(&r->depth); }
 
 /* In the caller's thread, for only there is the environment at rest. What does not parse is left at its default. */
-static void read_environment(prefetch *r) {
+/* False: what is there has no meaning. */
+static bool read_environment(prefetch *r) {
   const char *mode = getenv("WDS_LOCK"), *slots = getenv("WDS_LOCK_SLOTS");
-  if (mode) lock_mode_of(mode, &r->mode);
-  r->slots = slots && atoi(slots) > 0 ? (unsigned)atoi(slots) : 1;
+  char *end = NULL;
+  long n = slots && *slots ? strtol(slots, &end, 10) : 1;
+  if (n < 1 || n > 1024 || (end && *end) || (mode && *mode && !lock_mode_of(mode, &r->mode))) return false;
+  r->slots = (unsigned)n;
   turnstile_environment();
+  return true;
 }
 
 prefetch *prefetch_start(int fd, bool regular, uint64_t pos) {
@@ -131,8 +135,9 @@ prefetch *prefetch_start(int fd, bool regular, uint64_t pos) {
   r->regular = regular;
   r->pos = pos;
   atomic_init(&r->depth, PREFETCH_DEPTH);
-  read_environment(r);
-  if (pipe2(r->wake, O_CLOEXEC)) {
+  bool known = read_environment(r);
+  if (!known) errno = EINVAL;
+  if (!known || pipe2(r->wake, O_CLOEXEC)) {
     free(r);
     return NULL;
   }

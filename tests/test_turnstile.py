@@ -22,6 +22,8 @@ from conftest import wait_until
 from freading import NATIVE, compile_c, environment, fread, start
 from helpers import make_tar
 
+import wdstools
+
 HERE = Path(__file__).parent
 
 
@@ -371,3 +373,17 @@ def test_a_stream_that_waits_for_its_turn_can_be_closed(built: Path, tmp_path: P
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
         sys.stdout.write(f"whole, killed: {read_while_killing(Path(folder), float(sys.argv[1]))}\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("WDS_LOCK", "sometimes"), ("WDS_LOCK_SLOTS", "0"), ("WDS_LOCK_SLOTS", "two")]
+)
+def test_an_environment_without_a_meaning(
+    name: str, value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.tar").write_bytes(make_tar([("a.cls", b"1")]))
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match="WDS_LOCK is auto, always or never"):
+        next(iter(wdstools.stream(tmp_path / "a.tar")))
+    monkeypatch.setenv(name, "")
+    assert next(iter(wdstools.stream(tmp_path / "a.tar")))["cls"] == b"1"
