@@ -283,7 +283,7 @@ def test_a_row_outside_of_its_shard_is_an_error_in_its_place(servers: Servers, f
     table = index.table.set_column(at, "end", pa.array(ends, pa.uint64()))
     samples = iter(Dataset(Index(table, index.shards)))
     assert [next(samples)["cls"] for _ in range(20)] == [b"%d" % i for i in range(20)]
-    with pytest.raises(IndexFileError, match="row 20 lies outside of its shard"):
+    with pytest.raises(IndexFileError, match="row 20: it lies outside of its shard"):
         next(samples)
 
 
