@@ -120,21 +120,18 @@ def _tell(tree: Any, settings: Settings, port: int, as_json: bool) -> None:
     """Print what is served, now that it is."""
     import sys
 
-    from wdstools.errors import StoreError
     from wdstools.serve.links import links
 
-    try:
-        found = links(tree, settings, port)
-    except StoreError as error:  # an http server, say, which cannot be listed
-        talk(f"{error}; its objects are served by their names")
-        found = {"url": f"port {port}", "sources": []}
+    found = links(tree, settings, port)
     talk(f"serving {', '.join(name for name, _ in settings.sources)} at {found['url']}")
+    for source in found["sources"]:
+        if "error" in source:  # an http server, say
+            talk(f"{source['error']}; its objects are served by their names")
     if as_json:
         emit_json(found)
     else:
         for source in found["sources"]:
-            emit(source["patterns"])
-            emit(source["pipes"])
+            emit([*source.get("patterns", ()), *source.get("pipes", ())])
     sys.stdout.flush()
 
 

@@ -6,22 +6,28 @@ import errno
 import mimetypes
 import os
 import stat
+import time
 from collections import OrderedDict
 
 from wdstools.serve.ranges import http_date
 
 OPEN_FILES = 512  # descriptors that stay open between requests
+FRESH = (
+    0.01  # seconds for which a file is not looked at again: as long as a tick of the clock that stamps files, or two
+)
 
 _KINDS = {".tar": "application/x-tar", ".wdsindex": "application/vnd.apache.arrow.file", ".json": "application/json"}
 
 
 class Handle:
-    """An open file, closed when nobody uses it any more."""
+    """An open file, closed when nobody uses it any more. `warm`, `age`: what `disk` knows of it."""
 
-    __slots__ = ("fd",)
+    __slots__ = ("age", "fd", "warm")
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
+        self.warm: set[int] = set()
+        self.age = 0
 
     def __del__(self) -> None:
         if self.fd >= 0:
@@ -49,11 +55,12 @@ class Blob:
 class LocalBlob(Blob):
     """A file, open."""
 
-    __slots__ = ("handle", "inode", "path")
+    __slots__ = ("handle", "inode", "path", "seen")
 
     def __init__(self, path: str, handle: Handle, about: os.stat_result) -> None:
         super().__init__(path, about.st_size, etag_of(about), about.st_mtime_ns)
         self.path, self.handle, self.inode = path, handle, (about.st_dev, about.st_ino)
+        self.seen = time.monotonic()
 
     def is_still(self, about: os.stat_result) -> bool:
         return (
@@ -80,7 +87,7 @@ def content_type(name: str) -> str:
 
 
 class Files:
-    """Open files by path, the least lately used closed first. Every answer is checked against the disk by one stat."""
+    """Open files by path, the least lately used closed first; checked against the disk by a stat."""
 
     def __init__(self, limit: int = OPEN_FILES) -> None:
         self._open: OrderedDict[str, LocalBlob] = OrderedDict()
@@ -89,13 +96,17 @@ class Files:
     def find(self, path: str, root: str | None) -> LocalBlob | None:
         """The file at a path, or None: nothing that may be served. `root`: a real path that it may not leave."""
         blob = self._open.get(path)
+        now = time.monotonic()
         if blob is not None:
+            if now - blob.seen < FRESH:
+                return blob
             try:
                 about = os.stat(path)
             except OSError:
                 about = None
             if about is not None and blob.is_still(about):
                 self._open.move_to_end(path)
+                blob.seen = now
                 return blob
             del self._open[path]
         blob = open_beneath(path, root)

@@ -113,7 +113,7 @@ class Connection(asyncio.Protocol):
         if not isinstance(response.body, bytes | list):
             self._task = self._server.loop.create_task(self._stream(request, response, response.body))
             return
-        head = self._head(request, response, f"Content-Length: {response.length}\r\n".encode())
+        head = self._head(request, response, b"Content-Length: %d\r\n" % (response.length or 0))
         pieces: list[Piece]
         if request.method == "HEAD" or not response.length:
             pieces = [head]

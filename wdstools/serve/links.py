@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import quote
 
 from wdstools.braces import collapse
+from wdstools.errors import StoreError
 from wdstools.serve.settings import Settings
 from wdstools.serve.tree import Tree
 
@@ -23,23 +24,22 @@ def base_url(settings: Settings, port: int) -> str:
 
 
 def links(tree: Tree, settings: Settings, port: int) -> dict[str, Any]:
-    """The URL of a server, and for every source its name, its patterns, and these as `pipe:` commands. May wait for
-    remote sources. StoreError."""
+    """The URL of a server, and for every source its name, its patterns, and these as `pipe:` commands. A source that
+    cannot be listed has `error` instead. May wait for remote sources."""
     base = base_url(settings, port)
     sources = []
     for bucket in tree.buckets.values():
         start = f"{base}/" if bucket is tree.single else f"{base}/{quote(bucket.name)}/"
-        shards = [start + quote(key, errors="surrogateescape") for key in bucket.all_keys() if _SHARD.search(key)]
+        about: dict[str, Any] = {"name": bucket.name, "source": bucket.source}
+        sources.append(about)
+        try:
+            keys = [key for key in bucket.all_keys() if _SHARD.search(key)]
+        except StoreError as error:
+            about["error"] = str(error)
+            continue
+        shards = [start + quote(key, errors="surrogateescape") for key in keys]
         patterns = collapse(shards)
-        sources.append(
-            {
-                "name": bucket.name,
-                "source": bucket.source,
-                "shards": len(shards),
-                "patterns": patterns,
-                "pipes": list(pipes(patterns, settings)),
-            }
-        )
+        about |= {"shards": len(shards), "patterns": patterns, "pipes": list(pipes(patterns, settings))}
     return {"url": base, "sources": sources}
 
 

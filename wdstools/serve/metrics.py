@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import mmap
 import os
+from bisect import bisect_left
 
 BUCKETS = (0.001, 0.005, 0.025, 0.1, 0.5, 2.5, 10.0, 60.0)  # seconds
 STATUSES = (
@@ -56,7 +57,6 @@ class Metrics:
         self._mine = self._all[row * len(NAMES) : (row + 1) * len(NAMES)]
         self._mine[_AT["connections"]] = 0  # of a process that was here before
         self._statuses = {status: _AT[f"status_{status}"] for status in STATUSES}
-        self._bounds = [(bound, _AT[f"le_{bound}"]) for bound in BUCKETS]
 
     def add(self, name: str, count: int = 1) -> None:
         self._mine[_AT[name]] += count
@@ -67,11 +67,7 @@ class Metrics:
         mine[self._statuses.get(status, _AT["status_other"])] += 1
         mine[_BYTES] += nbytes
         mine[_MICROSECONDS] += int(seconds * 1e6)
-        for bound, at in self._bounds:
-            if seconds <= bound:
-                mine[at] += 1
-                return
-        mine[_INF] += 1
+        mine[_FIRST + bisect_left(BUCKETS, seconds)] += 1
 
     def total(self, name: str) -> int:
         return sum(self._all[_AT[name] :: len(NAMES)].tolist())
@@ -101,7 +97,7 @@ class Metrics:
         return "\n".join(lines) + "\n"
 
 
-_BYTES, _MICROSECONDS, _INF = _AT["bytes"], _AT["microseconds"], _AT["le_inf"]
+_BYTES, _MICROSECONDS, _FIRST = _AT["bytes"], _AT["microseconds"], _AT[f"le_{BUCKETS[0]}"]
 
 
 def shared(rows: int) -> int:

@@ -13,7 +13,7 @@ from wdstools.serve.request import Request
 from wdstools.serve.response import Body, Response
 from wdstools.serve.sending import FileSpan, Piece
 
-_CONDITIONS = (b"if-none-match", b"if-modified-since", b"if-match", b"if-unmodified-since")
+_CONDITIONS = frozenset([b"if-none-match", b"if-modified-since", b"if-match", b"if-unmodified-since"])
 
 
 class OutOfRange(Exception):
@@ -27,12 +27,10 @@ class OutOfRange(Exception):
 def answer(request: Request, blob: Blob, flights: Flights) -> Response:
     """The answer to a GET or HEAD of an object. Raises OutOfRange."""
     headers = request.headers
-    for name in _CONDITIONS:
-        if name in headers:
-            status = precondition(headers, blob.etag, blob.mtime_ns)
-            if status is not None:
-                return Response(status, blob.head)
-            break
+    if not _CONDITIONS.isdisjoint(headers):
+        status = precondition(headers, blob.etag, blob.mtime_ns)
+        if status is not None:
+            return Response(status, blob.head)
     wanted = None
     given = headers.get(b"range")
     if given is not None and request.method == "GET" and range_counts(headers, blob.etag, blob.mtime_ns):

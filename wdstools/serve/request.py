@@ -222,7 +222,7 @@ def _check_part(data: bytes) -> None:
         raise Refused(414, f"a request line of more than {MAX_LINE} bytes")
     if len(data) > MAX_HEAD:
         raise Refused(431, f"headers of more than {MAX_HEAD} bytes")
-    if _LONE.search(data[:-1]) or not (65 <= data[0] <= 90):
+    if _LONE.search(data.removesuffix(b"\r")) or not (65 <= data[0] <= 90):
         raise Refused(400, "no HTTP request")
 
 

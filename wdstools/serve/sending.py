@@ -17,7 +17,6 @@ from wdstools.serve.blobs import Handle
 from wdstools.serve.disk import WINDOW, Disk
 
 AT_ONCE = 1024 * 1024  # bytes to one connection before others have their turn
-MORE = socket.MSG_MORE
 
 
 _NOTHING = Handle(-1)
@@ -143,7 +142,7 @@ class SocketSender(Sender):
                     else:
                         pieces[0] = FileSpan(handle, start + count, end)
                 else:
-                    count = self._socket.send(piece, MORE if len(pieces) > 1 else 0)
+                    count = self._socket.send(piece)
                     if count == len(piece):
                         pieces.popleft()
                     else:

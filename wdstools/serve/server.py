@@ -25,6 +25,7 @@ from wdstools.serve.settings import Settings
 log = logging.getLogger("wdstools")
 
 BACKLOG = 1024
+FORGET = 10.0  # seconds for which what was in the page cache is taken to be there
 TICK = 1.0  # seconds between two looks at what takes too long
 SPARE = 700  # descriptors for files, threads and all that is no connection
 
@@ -48,6 +49,7 @@ class Server:
         cors = settings.cors
         self._cors = b"" if cors is None else _cors(cors)
         self._listener: asyncio.Server | None = None
+        self._forget = 0.0
         self._tick()
 
     async def listen(self, sock: socket.socket) -> None:
@@ -106,6 +108,9 @@ class Server:
             connection.check(now)
         if self._log is not None:
             self._log.flush()
+        if now > self._forget:
+            self._forget = now + FORGET
+            self.disk.forget()
         self._timer = self.loop.call_later(TICK, self._tick)
 
     def stop(self) -> None:
