@@ -197,7 +197,7 @@ class Connection(asyncio.Protocol):
         self._busy = False
         self._since = self._server.loop.time()
         self._log(True)
-        if request is None or not request.keep_alive:
+        if request is None or not request.keep_alive or self._server.stopping:
             self.close()
         elif self._full and self._parser.buffered <= BUFFERED:
             self._full = False

@@ -35,7 +35,11 @@ class RemoteBlob(Blob):
 
     def read(self, start: int, end: int) -> Buffer:
         """Bytes [start, end), from whichever thread. Raises StoreError."""
-        return self.store.read_ranges(self.path, [(start, end)])[0]
+        try:
+            return self.store.read_ranges(self.path, [(start, end)])[0]
+        except ChangedError:
+            self.checked = float("-inf")  # the next request looks for the new one
+            raise
 
 
 class Objects:
