@@ -72,6 +72,17 @@ class Live:
         return self.process.wait(30)
 
 
+def one_byte(sock: socket.socket, path: str) -> None:
+    """Ask for the first byte of a file, and take the whole answer."""
+    sock.sendall(get(path, "Range: bytes=0-0"))
+    data = b""
+    while len(data.partition(b"\r\n\r\n")[2]) < 1:
+        more = sock.recv(1000)
+        assert more, "closed"
+        data += more
+    assert data.startswith(b"HTTP/1.1 206")
+
+
 def read_all(sock: socket.socket) -> bytes:
     found = []
     with contextlib.suppress(ConnectionResetError):
@@ -129,6 +140,8 @@ def statuses(answer: bytes) -> list[int]:
     while answer:
         head, _, rest = answer.partition(b"\r\n\r\n")
         found.append(int(head.split()[1]))
-        lengths = [int(line.split(b":")[1]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length")]
+        lengths = [
+            int(line.split(b":")[1]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length")
+        ]
         answer = rest[lengths[0] :]
     return found

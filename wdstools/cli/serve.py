@@ -61,7 +61,13 @@ Examples:
 @click.option("--access-log", metavar="FILE", help="A line for every answer; - for stderr.")
 @click.option("--max-connections", type=click.IntRange(1), default=4096, show_default=True, help="Of each process.")
 @click.option("--idle", type=click.FloatRange(0.1), default=75.0, show_default=True, help="Seconds between requests.")
-@click.option("--slow", type=click.FloatRange(0.1), default=60.0, show_default=True, help="Seconds without a byte until a client is given up.")
+@click.option(
+    "--slow",
+    type=click.FloatRange(0.1),
+    default=60.0,
+    show_default=True,
+    help="Seconds until a client that stalls is given up.",
+)
 @click.option("--drain", type=click.FloatRange(0), default=30.0, show_default=True, help="Seconds to end at SIGTERM.")
 @click.option("--nginx", is_flag=True, help="Print an nginx configuration for these options, and do nothing else.")
 @click.option("--json", "as_json", is_flag=True, help="Print what is served as JSON.")
@@ -84,7 +90,14 @@ def command(
         raise click.UsageError("--access-key and --secret-key go together")
     if given["token"] == "" or given["access_key"] == "" or given["secret_key"] == "":
         raise click.UsageError("an empty token or key keeps nobody out: leave the option away")
-    settings = Settings(sources=name_sources(sources), tls_key=tls_key, idle_timeout=idle, send_timeout=slow, head_timeout=min(slow, 15.0), **given)
+    settings = Settings(
+        sources=name_sources(sources),
+        tls_key=tls_key,
+        idle_timeout=idle,
+        send_timeout=slow,
+        head_timeout=min(slow, 15.0),
+        **given,
+    )
     if nginx:
         from wdstools.serve.nginxconf import config
 

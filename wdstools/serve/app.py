@@ -16,7 +16,7 @@ from wdstools.serve import gcs, pages, s3
 from wdstools.serve.access import Guard
 from wdstools.serve.blobs import Blob
 from wdstools.serve.buckets import Bucket
-from wdstools.serve.objects import OutOfRange, answer
+from wdstools.serve.objects import OutOfRange, Unmet, answer
 from wdstools.serve.remotes import Flights
 from wdstools.serve.request import BadPath, Request, decode_path
 from wdstools.serve.response import Response, redirect, text
@@ -78,6 +78,8 @@ class App:
         if isinstance(error, OutOfRange):
             lines = b"Content-Range: bytes */%d\r\n" % error.nbytes
             return s3.error("InvalidRange", _shown(request), lines)
+        if isinstance(error, Unmet):
+            return s3.error("PreconditionFailed", _shown(request))
         if isinstance(error, BadPath):
             return s3.error("InvalidURI") if s3.is_spoken(request) else text(400, str(error))
         log.error("%s %s: %s: %s", request.method, _shown(request), type(error).__name__, error, exc_info=_bug(error))
@@ -166,13 +168,7 @@ class App:
             if len(self._hot) > 10_000:
                 self._hot.clear()
             self._hot[request.target] = bucket, key
-        try:
-            found = answer(request, blob, self.flights)
-        except OutOfRange as wrong:
-            return s3.error("InvalidRange", _shown(request), b"Content-Range: bytes */%d\r\n" % wrong.nbytes)
-        if found.status == 412 and s3.is_spoken(request):
-            return s3.error("PreconditionFailed", _shown(request), blob.head)
-        return found
+        return answer(request, blob, self.flights)
 
     def _missing(self, request: Request, path: str, places: list[tuple[Bucket, str]]) -> Response | Awaitable[Response]:
         """A folder, or nothing."""

@@ -97,6 +97,8 @@ class Connection(asyncio.Protocol):
             if request is None:
                 if self._ended:
                     self.close()
+                elif self._parser.asks_to_go_on:
+                    self._sender.send([b"HTTP/1.1 100 Continue\r\n\r\n"])
                 return
             self._began = server.loop.time()
             self._request, self._busy = request, True

@@ -24,11 +24,17 @@ class OutOfRange(Exception):
         self.nbytes = nbytes
 
 
+class Unmet(Exception):
+    """412: a condition of the request does not hold."""
+
+
 def answer(request: Request, blob: Blob, flights: Flights) -> Response:
-    """The answer to a GET or HEAD of an object. Raises OutOfRange."""
+    """The answer to a GET or HEAD of an object. Raises OutOfRange, Unmet."""
     headers = request.headers
     if not _CONDITIONS.isdisjoint(headers):
         status = precondition(headers, blob.etag, blob.mtime_ns)
+        if status == 412:
+            raise Unmet
         if status is not None:
             return Response(status, blob.head)
     wanted = None

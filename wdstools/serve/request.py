@@ -130,6 +130,12 @@ class Parser:
         return len(self._data)
 
     @property
+    def asks_to_go_on(self) -> bool:
+        """Whether the client waits for a word before it sends a body; true once."""
+        waits = self._waiting is not None and self._waiting.headers.pop(b"expect", b"").lower() == b"100-continue"
+        return waits and len(self._data) < self._lacks
+
+    @property
     def amid(self) -> bool:
         """Whether a request has begun and not ended."""
         return bool(self._data) or self._waiting is not None
