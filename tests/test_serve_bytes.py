@@ -194,7 +194,8 @@ def test_who_stops_talking_still_gets_the_answer(live: Live) -> None:
      "/out.tar", "/others/a.tar", "/device", "/gone.tar", "/fifo.tar", "/missing.tar", "/train-000000.tar/x", "/sub",
      "//train-000000.tar", "/sub//deep", "/shards/shards/train-000000.tar", "/../outside.tar", "/%2e%2e/outside.tar",
      "/shards/../../outside.tar", "/..%2foutside.tar", "/..%5coutside.tar", "/%2e%2e%2foutside.tar", "/out.tar%00",
-     "/train-000000.tar%00", "/%252e%252e/outside.tar", "/./train-000000.tar", "/etc/passwd", "//etc/passwd", "/%2fetc/passwd",
+     "/train-000000.tar%00", "/%252e%252e/outside.tar", "/./train-000000.tar", "/etc/passwd", "//etc/passwd",
+     "/%2fetc/passwd",
      "/shards%2f..%2f..%2foutside.tar", "/..;/outside.tar", "/shards-of-others/a.tar", "/\\..\\outside.tar",
      "/~root/x", "/C:/outside.tar", "/" + "a" * 300, "/" + "a/" * 2000],
 )  # fmt: skip

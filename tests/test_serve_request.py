@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.serving import get
-from wdstools.serve.request import MAX_BODY, MAX_HEAD, BadPath, Parser, Refused, Request, decode_path, pairs
+from wdstools.serve.request import _KNOWN, MAX_BODY, MAX_HEAD, BadPath, Parser, Refused, Request, decode_path, pairs
 
 
 def parse(*parts: bytes) -> list[Request | int]:
@@ -32,6 +32,41 @@ def test_a_request() -> None:
     assert request.headers == {b"host": b"localhost", b"range": b"bytes=0-1", b"x": b"a, b"}
     assert request.keep_alive
     assert request.base == "http://localhost"
+
+
+numbers = st.from_regex(r"\A[0-9]{0,20}\Z")
+
+
+@given(
+    st.lists(
+        st.tuples(
+            numbers, numbers, st.sampled_from(["bytes={}-{}", "bytes={}", "bytes={}-{},{}-", "{}-{}", "bytes= {}-{}"])
+        )
+    )
+)
+def test_a_head_that_was_seen_before_is_read_as_a_new_one(drawn: list[tuple[str, str, str]]) -> None:
+    for first, last, pattern in drawn:
+        value = pattern.format(first, last, last)
+        for head in (
+            get("/a", f"Range: {value}", "X: y"),
+            get("/a", f"X: Range: {value}"),
+            get("/a", f"X: y\x00{value}"),
+        ):
+            found = parse(head)
+            _KNOWN.clear()
+            assert parse(head) == found
+            if isinstance(found[0], Request) and b"range" in found[0].headers:
+                assert found[0].header(b"range") == value.strip()
+
+
+def test_headers_of_one_request_are_not_those_of_the_next() -> None:
+    one, two = parse(get("/same") * 2)
+    assert isinstance(one, Request)
+    assert isinstance(two, Request)
+    one.headers[b"x"] = b"y"
+    (three,) = parse(get("/same"))
+    assert isinstance(three, Request)
+    assert two.headers == three.headers == {b"host": b"localhost"}
 
 
 def test_keep_alive() -> None:

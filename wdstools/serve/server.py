@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import resource
 import signal
@@ -180,6 +181,9 @@ def serve(settings: Settings, sock: socket.socket, metrics: Metrics, ready: Call
     """Serve until SIGTERM or SIGINT; a second one does not wait for what is under way. `ready`: is called once it
     listens. Raises WdsError, OSError: what cannot be served."""
     import uvloop
+
+    gc.collect()
+    gc.freeze()  # what is here stays: it need not be looked at again
 
     async def main() -> None:
         server = Server(settings, metrics)
