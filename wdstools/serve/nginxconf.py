@@ -90,5 +90,4 @@ def _locations(settings: Settings) -> Iterator[str]:
         yield _LOCATION % {"at": f'"/{name}/"', "test": test, "where": "alias", "root": root}
         if single:
             yield _LOCATION % {"at": "/", "test": test, "where": "root", "root": root}
-    if settings.sources and any("/-/" for _ in settings.sources):
-        yield "\n    location /-/ { error_page 418 = @wds_serve; return 418; }\n"
+    yield "\n    location /-/ { error_page 418 = @wds_serve; return 418; }\n"
