@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import AsyncIterator, Coroutine
 from typing import Any, Protocol, cast
 
-from wdstools.errors import WdsError
 from wdstools.ranges import Buffer
 from wdstools.serve.app import App
 from wdstools.serve.disk import Disk
@@ -185,7 +184,7 @@ class Connection(asyncio.Protocol):
                 raise ValueError("a body that is shorter than was promised")
             if chunked and request.method != "HEAD":
                 await self._write([b"0\r\n\r\n"])
-        except (WdsError, OSError, ValueError) as error:
+        except Exception as error:  # noqa: BLE001 - whatever it was, the client must not wait for the rest
             self._server.log_error(request, error)
             self._broken(str(error))
             return

@@ -17,7 +17,7 @@ upstream wds_serve { server %(upstream)s; keepalive 64; }
 # 1: not a plain GET of a visible, finished file; so it is for wds-serve.
 map "$request_method $request_uri" $wds_pass {
     default 1;
-    "~^(GET|HEAD) /(?!storage/v1|download/)[^?\\\\\\\\]*[^?/]$" $wds_hidden;
+    "~^(GET|HEAD) /(?!storage/v1|download/)[^?]*[^?/]$" $wds_hidden;
 }
 map $uri $wds_hidden {
     default 0;

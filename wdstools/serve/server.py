@@ -28,7 +28,7 @@ log = logging.getLogger("wdstools")
 
 BACKLOG = 1024
 FORGET = 10.0  # seconds for which what was in the page cache is taken to be there
-TICK = 1.0  # seconds between two looks at what takes too long
+TICK = 0.5  # seconds between two looks at what takes too long
 SPARE = 700  # descriptors for files, threads and all that is no connection
 
 
