@@ -1,4 +1,5 @@
-"""The training loop's side: wdstools.loader against webdataset + WebLoader and litdata, two workers, raw samples.
+"""The training loop's side: wdstools.loader against webdataset + WebLoader and litdata, two workers, raw samples; the
+iterable path against webdataset's own; the first batch after a resume against that of an epoch's start.
 
 Each gives shuffled batches of BATCH samples as a dict of lists of bytes, for an epoch; the consumer touches every byte
 of every payload. Workers are kept from epoch to epoch by all three, and start in the round that is not counted.
@@ -8,11 +9,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import webdataset
 
 import wdstools
@@ -76,4 +79,57 @@ def bench_large(benchmark: Any, large: list[str], litdata_large: str) -> None:
         lambda: consume(mine, least),
         {"webdataset + WebLoader": lambda: consume(web, least), "litdata": lambda: consume(lit, least)},
         {"webdataset + WebLoader": 2, "litdata": 2},
+    )
+
+
+def bench_iterable(benchmark: Any, large: list[str]) -> None:
+    """Webdataset's way on both sides: shards dealt to two workers, a buffer of 1000, batches made in the workers."""
+    shards = wdstools.iterable(large, buffer=1000)
+    collate = wdstools.loader.Collate()
+    mine: Any = torch.utils.data.DataLoader(
+        shards, batch_size=BATCH, num_workers=WORKERS, collate_fn=collate, persistent_workers=True
+    )
+    pipeline = webdataset.WebDataset(large, shardshuffle=len(large)).shuffle(1000)
+    web = webdataset.WebLoader(
+        pipeline.batched(BATCH, collation_fn=lists), batch_size=None, num_workers=WORKERS, persistent_workers=True
+    )
+    compare(
+        benchmark,
+        f"iterable, {WORKERS} workers, raw 110 kB samples, buffer of 1000, touched",
+        LARGE_COUNT,
+        "samples/s",
+        lambda: consume(mine, LARGE_COUNT),
+        {"webdataset + WebLoader": lambda: consume(web, LARGE_COUNT)},
+    )
+
+
+@pytest.mark.parametrize("workers", [0, WORKERS])
+def bench_resume(benchmark: Any, large: list[str], workers: int) -> None:
+    """Seconds to the first batch of a new loader: after load_state_dict() at 90% of an epoch, and at its start."""
+    build.build(large).save(str(Path(large[0]).parent / "wds.wdsindex"))
+    dataset = wdstools.open(large)
+    steps = LARGE_COUNT // BATCH
+
+    def first(step: int) -> float:
+        mine = wdstools.loader.loader(dataset, BATCH, num_workers=workers)
+        if step:
+            mine.load_state_dict({**mine.state_dict(), "step": step})
+        start = time.perf_counter()
+        batches = iter(mine)
+        batch = next(batches)
+        seconds = time.perf_counter() - start
+        assert len(batch["bin"]) == BATCH
+        return seconds
+
+    def several(step: int) -> float:
+        return sum(first(step) for _ in range(5))
+
+    compare(
+        benchmark,
+        f"first batch after a resume at 90%, {workers} workers",
+        5,
+        "first batches/s",
+        lambda: several(steps * 9 // 10),
+        {"at the start of an epoch": lambda: several(0)},
+        {"at the start of an epoch": 1},
     )

@@ -1,4 +1,5 @@
-"""Batches of ranges out of an object 20 ms away: read_ranges, s3fs one by one, and the bare threads of obstore.
+"""Batches out of objects 20 ms away, of ranges through read_ranges and of samples through a Dataset, beside s3fs one by
+one and the bare threads of obstore.
 
 The server is nginx, which answers a GET by path as S3 does; tests/faultproxy.py, in a process of its own, adds the
 latency. Needs `apt-get install nginx-light` and `pip install s3fs obstore`.
@@ -9,33 +10,39 @@ from __future__ import annotations
 import random
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import wdstools
 from bench.compare import compare
 from bench.data import LARGE
 from tests.servers import nginx
+from wdstools import ShardWriter
 from wdstools.store import open_store
 
 LATENCY = 0.020  # seconds
 BATCH = 256
-COUNT = 4000  # samples in the shard
+COUNT = 4000  # samples in the object, and in the shards
+SHARDS = 20
 THREADS = 64
 
 
 @pytest.fixture(scope="module")
 def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """An S3 endpoint with the object bucket/a.tar."""
+    """An S3 endpoint with the object bucket/a.tar, and the shards bucket/s-*.tar with an index."""
     folder: Path = tmp_path_factory.mktemp("nginx")
     with nginx(folder) as server:
         (server.root / "bucket").mkdir()
         with open(server.root / "bucket" / "a.tar", "wb") as file:
             for _ in range(COUNT):
                 file.write(random.randbytes(LARGE))
+        with ShardWriter(str(server.root / "bucket" / "s-%03d.tar"), maxcount=COUNT // SHARDS) as sink:
+            for i in range(COUNT):
+                sink.write({"__key__": f"{i:06d}", "bin": random.randbytes(LARGE)})
         command = [sys.executable, "-m", "tests.faultproxy", str(server.port), str(LATENCY)]
         proxy = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert proxy.stdout is not None
@@ -47,14 +54,41 @@ def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def bench_ranges(benchmark: Any, endpoint: str) -> None:
+    batch = [("a.tar", i * LARGE, (i + 1) * LARGE) for i in random.Random(0).sample(range(COUNT), BATCH)]
+    store, path = open_store("s3://bucket/a.tar", options(endpoint))
+
+    def ours() -> None:
+        assert sum(map(len, store.read_ranges(path, [(start, end) for _, start, end in batch]))) == BATCH * LARGE
+
+    against(benchmark, endpoint, f"256 ranges of 110 kB, {1000 * LATENCY:g} ms away", "ranges/s", batch, ours)
+
+
+def bench_fetch(benchmark: Any, endpoint: str) -> None:
+    dataset = wdstools.open("s3://bucket/s.wdsindex", storage_options=options(endpoint))
+    numbers = random.Random(0).sample(range(COUNT), BATCH)
+    places = [dataset.index.locate(number) for number in numbers]
+    batch = [(f"s-{shard:03d}.tar", start, end) for _, shard, start, end in places]
+
+    def ours() -> None:
+        assert sum(len(sample["bin"]) for sample in dataset.fetch(numbers)) == BATCH * LARGE
+
+    name = f"256 samples of 110 kB out of {SHARDS} shards, {1000 * LATENCY:g} ms away"
+    against(benchmark, endpoint, name, "samples/s", batch, ours)
+
+
+def options(endpoint: str) -> dict[str, str]:
+    return {"key": "k", "secret": "s", "endpoint_url": endpoint}
+
+
+def against(
+    benchmark: Any, endpoint: str, name: str, unit: str, batch: list[tuple[str, int, int]], ours: Callable[[], None]
+) -> None:
+    """Compare with what asks for the same (object, start, end) by itself, one request each."""
     import obstore
     import s3fs
     from obstore.store import S3Store
 
-    batch = [(i * LARGE, (i + 1) * LARGE) for i in random.Random(0).sample(range(COUNT), BATCH)]
-    options = {"key": "k", "secret": "s", "endpoint_url": endpoint}
-    store, path = open_store("s3://bucket/a.tar", options)
-    files = s3fs.S3FileSystem(**options, skip_instance_cache=True)
+    files = s3fs.S3FileSystem(**options(endpoint), skip_instance_cache=True)
     bare = S3Store(
         "bucket",
         endpoint=endpoint,
@@ -64,24 +98,23 @@ def bench_ranges(benchmark: Any, endpoint: str) -> None:
         client_options={"allow_http": True},
     )
     threads = ThreadPoolExecutor(THREADS)
+    nbytes = sum(end - start for _, start, end in batch)
 
-    def one(span: tuple[int, int]) -> Any:
-        return obstore.get_range(bare, "a.tar", start=span[0], end=span[1])
-
-    def ours() -> None:
-        assert sum(map(len, store.read_ranges(path, batch))) == BATCH * LARGE
+    def one(place: tuple[str, int, int]) -> Any:
+        return obstore.get_range(bare, place[0], start=place[1], end=place[2])
 
     def one_by_one() -> None:
-        assert sum(len(files.cat_file("bucket/a.tar", start=start, end=end)) for start, end in batch) == BATCH * LARGE
+        found = (files.cat_file(f"bucket/{path}", start=start, end=end) for path, start, end in batch)
+        assert sum(map(len, found)) == nbytes
 
     def threaded() -> None:
-        assert sum(map(len, threads.map(one, batch))) == BATCH * LARGE
+        assert sum(map(len, threads.map(one, batch))) == nbytes
 
     compare(
         benchmark,
-        f"256 ranges of 110 kB, {1000 * LATENCY:g} ms away",
+        name,
         BATCH,
-        "ranges/s",
+        unit,
         ours,
         {"s3fs one by one": one_by_one, f"obstore, {THREADS} threads": threaded},
         {"s3fs one by one": 5, f"obstore, {THREADS} threads": 0.8},

@@ -21,11 +21,14 @@ typedef struct {
 } block;
 
 #define PREFETCH_DEPTH 4
+#define PREFETCH_MOST 17 /* on a disk that seeks: a turn of 8 blocks is read while the 8 before drain, and one is in use */
 typedef struct prefetch prefetch;
 
-/* regular: pread from pos on; otherwise read, and closing does not wait for a silent pipe. NULL: errno. */
+/* regular: pread from pos on, in turns where turnstile.h finds that the disk seeks ($WDS_LOCK: auto, always, never;
+ * $WDS_LOCK_SLOTS); otherwise read, and closing does not wait for a silent pipe. NULL: errno. */
 prefetch *prefetch_start(int fd, bool regular, uint64_t pos);
-void prefetch_give(prefetch *r, block *empty); /* at most PREFETCH_DEPTH are out at a time */
+unsigned prefetch_depth(prefetch *r);          /* blocks that may be out: PREFETCH_DEPTH, later maybe PREFETCH_MOST */
+void prefetch_give(prefetch *r, block *empty); /* at most prefetch_depth are out at a time */
 /* Wait a tenth of a second for the next full block; PREFETCH_WAIT: none yet. (*full)->len == 0: the end; NULL: asked
  * again after the end. Returns 0, or an errno of reading (its block, with what came before it, comes back too). */
 #define PREFETCH_WAIT (-1) /* no errno: reading itself can time out */

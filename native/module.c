@@ -97,7 +97,8 @@ static int core_exec(PyObject *module) {
     return -1;
   if (load_errors(st) || add_type(module, &block_spec, &st->block_type) || add_type(module, &span_spec, &st->span_type) ||
       add_type(module, &stream_spec, &st->stream_type) || add_type(module, &reader_spec, &st->reader_type) ||
-      add_type(module, &walker_spec, &st->walker_type) || add_type(module, &writer_spec, &st->writer_type))
+      add_type(module, &walker_spec, &st->walker_type) || add_type(module, &writer_spec, &st->writer_type) ||
+      add_type(module, &rows_spec, &st->rows_type))
     return -1;
   return PyModule_AddIntConstant(module, "BLOCK_BYTES", (long)BLOCK_BYTES);
 }
@@ -107,7 +108,7 @@ static int core_traverse(PyObject *module, visitproc visit, void *arg) {
   for (int i = 0; i < E_COUNT; i++) Py_VISIT(st->errors[i]);
   Py_VISIT(st->source_error);
   Py_VISIT(st->block_type); Py_VISIT(st->span_type); Py_VISIT(st->stream_type);
-  Py_VISIT(st->reader_type); Py_VISIT(st->walker_type); Py_VISIT(st->writer_type);
+  Py_VISIT(st->reader_type); Py_VISIT(st->walker_type); Py_VISIT(st->writer_type); Py_VISIT(st->rows_type);
   return 0;
 }
 
@@ -116,7 +117,7 @@ static int core_clear(PyObject *module) {
   for (int i = 0; i < E_COUNT; i++) Py_CLEAR(st->errors[i]);
   Py_CLEAR(st->source_error);
   Py_CLEAR(st->block_type); Py_CLEAR(st->span_type); Py_CLEAR(st->stream_type);
-  Py_CLEAR(st->reader_type); Py_CLEAR(st->walker_type); Py_CLEAR(st->writer_type);
+  Py_CLEAR(st->reader_type); Py_CLEAR(st->walker_type); Py_CLEAR(st->writer_type); Py_CLEAR(st->rows_type);
   Py_CLEAR(st->s_key); Py_CLEAR(st->s_url); Py_CLEAR(st->s_local_path); Py_CLEAR(st->s_readinto);
   return 0;
 }

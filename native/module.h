@@ -16,7 +16,7 @@ typedef enum { E_TRUNCATED, E_HEADER, E_TRAILING, E_DUPLICATE, E_INTERLEAVED, E_
 
 typedef struct {
   PyObject *errors[E_COUNT], *source_error;
-  PyTypeObject *block_type, *span_type, *stream_type, *reader_type, *walker_type, *writer_type;
+  PyTypeObject *block_type, *span_type, *stream_type, *reader_type, *walker_type, *writer_type, *rows_type;
   PyObject *s_key, *s_url, *s_local_path, *s_readinto;
   unsigned char *pool[POOL_BLOCKS];
   size_t pooled;
@@ -48,7 +48,7 @@ typedef struct {
   int fd;
   bool regular;
   prefetch *ra;
-  BlockObject *cur, *lent[PREFETCH_DEPTH];
+  BlockObject *cur, *lent[PREFETCH_MOST];
   size_t nlent, block_bytes;
   pid_t pid;
 } py_source;
@@ -86,6 +86,6 @@ int builder_put(builder *m, PyObject *ext, PyObject *value, uint64_t header); /*
 PyObject *columns_to_dict(const columns *c);
 PyObject *core_scan(PyObject *module, PyObject *args, PyObject *kwargs);
 
-extern PyType_Spec block_spec, span_spec, stream_spec, reader_spec, walker_spec, writer_spec;
+extern PyType_Spec block_spec, span_spec, stream_spec, reader_spec, walker_spec, writer_spec, rows_spec;
 
 #endif

@@ -1,184 +1,5 @@
-/* py_read.c: SampleReader, one sample by its byte range. Its headers check the index at every read. */
-#include "module.h"
-#include "py_rows.h"
-
-#include <errno.h>
-#include <sys/uio.h>
-
-typedef struct {
-  PyObject_HEAD
-  builder make;
-  row_columns *rows;      /* or NULL */
-  unsigned char *scratch; /* recycled */
-  size_t scratch_cap;
-  bool busy;              /* a read uses make and scratch; it may have let go of the GIL */
-} ReaderObject;
-
-/* One read. Bytes [at, at + len) of the shard are in buf. */
-typedef struct {
-  builder *make, own; /* own: where the reader's is busy */
-  PyObject *backing;  /* the bytes object that buf belongs to, and views keep alive; or NULL */
-  unsigned char *buf;
-  size_t cap, len;
-  uint64_t start, end, at;
-  int fd;
-} read_call;
-
-enum { WHOLE = 64 << 10, STEP = 4 << 10, NOWAIT = 16 << 10 }; /* up to WHOLE in one read; of larger samples, headers in STEPs */
-
-/* What is in the page cache comes sooner than the GIL would come back. */
-static bool read_cached(int fd, void *dst, size_t n, uint64_t pos) {
-#ifdef RWF_NOWAIT
-  struct iovec to = {dst, n};
-  return n <= NOWAIT && preadv2(fd, &to, 1, (off_t)pos, RWF_NOWAIT) == (ssize_t)n;
-#else
-  (void)fd, (void)dst, (void)n, (void)pos;
-  return false;
-#endif
-}
-
-static int read_at(read_call *c, void *dst, size_t n, uint64_t pos) {
-  ssize_t got;
-  int error = 0;
-  if (read_cached(c->fd, dst, n, pos)) return 0;
-  Py_BEGIN_ALLOW_THREADS
-  got = pread_full(c->fd, dst, n, pos);
-  if (got < 0) error = errno;
-  Py_END_ALLOW_THREADS
-  if (got < 0) raise_errno(error, c->make->url);
-  else if ((size_t)got < n) raise_shard(c->make->st, E_TRUNCATED, "truncated in a sample", c->make->url, pos + (uint64_t)got);
-  return got < 0 || (size_t)got < n ? -1 : 0;
-}
-
-/* Have at least need bytes from pos on in buf, fewer only at the end of the sample. */
-static int look(read_call *c, uint64_t pos, size_t need) {
-  uint64_t left = c->end - pos, size = c->end - c->start;
-  if (need > left) need = (size_t)left;
-  if (c->len && pos >= c->at && pos + need <= c->at + c->len) return 0;
-  size_t n = size <= WHOLE || c->backing ? (size_t)left : need > STEP ? need : left < STEP ? (size_t)left : STEP;
-  if (n > c->cap) {
-    unsigned char *buf = PyMem_RawRealloc(c->buf, n > WHOLE ? n : WHOLE);
-    if (!buf) {
-      PyErr_NoMemory();
-      return -1;
-    }
-    c->buf = buf, c->cap = n > WHOLE ? n : WHOLE;
-  }
-  c->len = 0;
-  if (read_at(c, c->buf, n, pos)) return -1;
-  c->at = pos, c->len = n;
-  return 0;
-}
-
-/* The payload of a member: out of buf, or straight from the file into its own bytes. A new reference. */
-static PyObject *payload(read_call *c, const tar_member *m) {
-  size_t n = (size_t)m->nbytes;
-  if (c->backing) {
-    Py_ssize_t from = (Py_ssize_t)(m->offset - c->start);
-    PyObject *whole = PyMemoryView_FromObject(c->backing);
-    PyObject *view = whole ? PySequence_GetSlice(whole, from, from + (Py_ssize_t)n) : NULL;
-    Py_XDECREF(whole);
-    return view;
-  }
-  if (m->offset >= c->at && m->offset + n <= c->at + c->len)
-    return PyBytes_FromStringAndSize((const char *)c->buf + (m->offset - c->at), (Py_ssize_t)n);
-  PyObject *value = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)n);
-  if (value && read_at(c, PyBytes_AS_STRING(value), n, m->offset)) Py_CLEAR(value);
-  return value;
-}
-
-/* The next member, which must lie within the sample. */
-static int next_member(read_call *c, tar_walker *w, tar_member *member) {
-  builder *m = c->make;
-  uint64_t pos = w->pos;
-  w->need = TAR_BLOCK;
-  for (;;) {
-    size_t need = w->need;
-    if (look(c, pos, need)) return -1;
-    size_t avail = c->len - (size_t)(pos - c->at);
-    tar_status st = tar_next(w, c->buf + (pos - c->at), avail, member);
-    if (st == TAR_MORE && avail < c->end - pos && w->need > need) continue;
-    if (st == TAR_MEMBER && member->next <= c->end) return 0;
-    if (st == TAR_ERROR) raise_shard(m->st, E_HEADER, w->reason, m->url, w->at);
-    else raise_shard(m->st, E_HEADER, "the index has another end for this sample than the shard", m->url, pos);
-    return -1;
-  }
-}
-
-/* Bytes [start, end) as exactly one sample. A new reference. */
-static PyObject *parse_sample(read_call *c) {
-  builder *m = c->make;
-  tar_walker w = {.pos = c->start};
-  int nsamples = 0;
-  while (w.pos < c->end) {
-    tar_member member;
-    PyObject *ext, *before;
-    bool fresh;
-    uint64_t at = w.pos;
-    if (next_member(c, &w, &member)) return NULL;
-    int wanted = builder_member(m, &member, &ext, &fresh, &before);
-    Py_XDECREF(before);
-    if (wanted < 0) return NULL;
-    nsamples += fresh;
-    if (nsamples > 1) return raise_shard(m->st, E_HEADER, "two samples where the index has one", m->url, at);
-    if (wanted && builder_put(m, ext, payload(c, &member), member.header)) return NULL;
-  }
-  if (!m->sample) return raise_shard(m->st, E_HEADER, "no sample where the index has one", m->url, c->start);
-  PyObject *sample = m->sample;
-  m->sample = NULL;
-  return sample;
-}
-
-static PyObject *check_key(read_call *c, PyObject *sample, const char *key, size_t len) {
-  builder *m = c->make;
-  if (m->key.len == len && memcmp(m->key.data, key, len) == 0) return sample;
-  PyObject *found = PyDict_GetItemWithError(sample, m->st->s_key);
-  PyObject *want = PyUnicode_DecodeUTF8(key, (Py_ssize_t)len, "replace");
-  PyObject *reason = found && want ? PyUnicode_FromFormat("sample %R where the index has %R", found, want) : NULL;
-  const char *text = reason ? PyUnicode_AsUTF8(reason) : NULL;
-  if (text) raise_shard(m->st, E_HEADER, text, m->url, c->start);
-  Py_XDECREF(want);
-  Py_XDECREF(reason);
-  Py_DECREF(sample);
-  return NULL;
-}
-
-/* The sample in bytes [start, end) of a shard, which must have the key: out of data where they are there, else from fd. */
-static PyObject *read_sample(ReaderObject *self, int fd, const unsigned char *data, uint64_t start, uint64_t end, const char *key,
-                             size_t key_len, PyObject *url, PyObject *local_path) {
-  read_call c = {.fd = fd, .start = start, .end = end, .make = &self->make};
-  PyObject *sample = NULL;
-  bool mine = !self->busy;
-  if (mine) {
-    self->busy = true;
-    c.buf = self->scratch, c.cap = self->scratch_cap;
-    self->scratch = NULL, self->scratch_cap = 0;
-  } else {
-    c.make = &c.own;
-    if (builder_init(&c.own, self->make.st, self->make.fields, self->make.views)) return NULL;
-  }
-  Py_XSETREF(c.make->url, Py_NewRef(url));
-  Py_XSETREF(c.make->local_path, local_path == Py_None ? NULL : Py_NewRef(local_path));
-  Py_CLEAR(c.make->sample);
-  unsigned char *scratch = c.buf;
-  size_t scratch_cap = c.cap;
-  if (self->make.views) {
-    c.backing = PyBytes_FromStringAndSize((const char *)data, (Py_ssize_t)(end - start));
-    c.buf = c.backing ? (unsigned char *)PyBytes_AS_STRING(c.backing) : NULL;
-    c.cap = (size_t)(end - start);
-  } else if (data) {
-    c.buf = (unsigned char *)data; /* nothing writes to it: all is there */
-  }
-  if (data) c.at = start, c.len = c.cap = (size_t)(end - start);
-  if (!self->make.views || c.backing) sample = parse_sample(&c);
-  if (sample) sample = check_key(&c, sample, key, key_len);
-  Py_CLEAR(c.make->sample);
-  if (!self->make.views && !data) scratch = c.buf, scratch_cap = c.cap;
-  Py_XDECREF(c.backing);
-  if (mine) self->scratch = scratch, self->scratch_cap = scratch_cap, self->busy = false;
-  else PyMem_RawFree(scratch), builder_clear(&c.own);
-  return sample;
-}
+/* py_read.c: SampleReader, samples by byte range or by their rows in an index. */
+#include "py_read.h"
 
 static PyObject *reader_read(PyObject *op, PyObject *const *args, Py_ssize_t nargs) {
   if (nargs != 6 || !PyUnicode_Check(args[3])) {
@@ -194,8 +15,8 @@ static PyObject *reader_read(PyObject *op, PyObject *const *args, Py_ssize_t nar
   }
   PyObject *key = PyUnicode_AsEncodedString(args[3], "utf-8", "surrogateescape");
   if (!key) return NULL;
-  PyObject *sample = read_sample((ReaderObject *)op, fd, NULL, start, end, PyBytes_AS_STRING(key), (size_t)PyBytes_GET_SIZE(key),
-                                 args[4], args[5]);
+  sample_at at = {fd, 0, start, end, PyBytes_AS_STRING(key), (size_t)PyBytes_GET_SIZE(key), args[4], args[5], NULL};
+  PyObject *sample = read_sample((ReaderObject *)op, &at, NULL, NULL, NULL);
   Py_DECREF(key);
   return sample;
 }
@@ -210,15 +31,55 @@ static PyObject *reader_parse(PyObject *op, PyObject *const *args, Py_ssize_t na
   if (!as_u64(args[1], &start) || PyObject_GetBuffer(args[0], &data, PyBUF_SIMPLE)) return NULL;
   PyObject *sample = NULL, *key = NULL;
   if (!data.len || start > INT64_MAX - (uint64_t)data.len) PyErr_SetString(PyExc_ValueError, "not a byte range");
-  else if ((key = PyUnicode_AsEncodedString(args[2], "utf-8", "surrogateescape")))
-    sample = read_sample((ReaderObject *)op, -1, data.buf, start, start + (uint64_t)data.len, PyBytes_AS_STRING(key),
-                         (size_t)PyBytes_GET_SIZE(key), args[3], args[4]);
+  else if ((key = PyUnicode_AsEncodedString(args[2], "utf-8", "surrogateescape"))) {
+    sample_at at = {-1, 0, start, start + (uint64_t)data.len, PyBytes_AS_STRING(key), (size_t)PyBytes_GET_SIZE(key),
+                    args[3], args[4], NULL};
+    sample = read_sample((ReaderObject *)op, &at, data.buf, NULL, NULL);
+  }
   Py_XDECREF(key);
   PyBuffer_Release(&data);
   return sample;
 }
 
-/* files: per shard None or (fd, url, local_path, ...). None: not as simple as that, let Python see to it. */
+/* The key of a row that was found, kept where it is in memory, else in at->own_key. */
+static bool keep_key(sample_at *at, const row_columns *r, const row_found *f) {
+  at->key = f->key, at->key_len = f->key_len, at->own_key = NULL;
+  if (!r->filed) return true;
+  if (!(at->own_key = PyMem_RawMalloc(f->key_len + 1))) return false;
+  memcpy(at->own_key, f->key, f->key_len);
+  at->key = at->own_key;
+  return true;
+}
+
+int locate_row(row_columns *r, PyObject *row_number, PyObject *files, sample_at *at, PyObject **file) {
+  Py_ssize_t row = PyLong_AsSsize_t(row_number);
+  if (row == -1 && PyErr_Occurred()) return -1;
+  row_found f;
+  int status = r && row >= 0 ? find_row(r, (size_t)row, &f, false) : ROW_NOT_ATTACHED;
+  if (status == ROW_NOT_ATTACHED) return 0;
+  if (status == ROW_ERROR) {
+    if (!PyErr_ExceptionMatches(PyExc_ValueError)) return -1;
+    PyErr_Clear(); /* Python says what is not sound */
+    return 0;
+  }
+  at->shard = f.shard, at->start = f.start, at->end = f.end;
+  PyObject *open = f.shard < (uint64_t)PyList_GET_SIZE(files) ? PyList_GET_ITEM(files, (Py_ssize_t)f.shard) : Py_None;
+  bool simple = PyTuple_Check(open) && PyTuple_GET_SIZE(open) >= 3, kept = simple && keep_key(at, r, &f);
+  row_done(&f);
+  if (!simple) return 0;
+  if (!kept) {
+    PyErr_NoMemory();
+    return -1;
+  }
+  *file = Py_NewRef(open);
+  at->fd = PyObject_AsFileDescriptor(PyTuple_GET_ITEM(open, 0));
+  at->url = PyTuple_GET_ITEM(open, 1), at->local_path = PyTuple_GET_ITEM(open, 2);
+  if (at->fd >= 0) return 1;
+  Py_CLEAR(*file);
+  PyMem_RawFree(at->own_key);
+  return -1;
+}
+
 static PyObject *reader_read_row(PyObject *op, PyObject *const *args, Py_ssize_t nargs) {
   ReaderObject *self = (ReaderObject *)op;
   row_columns *r = self->rows;
@@ -226,71 +87,31 @@ static PyObject *reader_read_row(PyObject *op, PyObject *const *args, Py_ssize_t
     PyErr_SetString(PyExc_TypeError, "read_row(row: int, files: list)");
     return NULL;
   }
-  Py_ssize_t number_of_row = PyLong_AsSsize_t(args[0]);
-  if (number_of_row == -1 && PyErr_Occurred()) return NULL;
-  size_t row = (size_t)number_of_row;
-  const row_batch *batch = r && number_of_row >= 0 ? find_batch(r, &row) : NULL;
-  if (!batch) Py_RETURN_NONE;
-  uint64_t shard = number(&batch->shard, row), start = number(&batch->start, row), end = number(&batch->end, row);
-  const char *key;
-  size_t key_len;
-  if (shard >= (uint64_t)PyList_GET_SIZE(args[1]) || shard >= (uint64_t)r->shard_nbytes.len / 8 || start >= end ||
-      end > number(&r->shard_nbytes, (size_t)shard) || end > INT64_MAX || !find_key(batch, row, &key, &key_len))
-    Py_RETURN_NONE;
-  PyObject *file = PyList_GET_ITEM(args[1], (Py_ssize_t)shard);
-  if (!PyTuple_Check(file) || PyTuple_GET_SIZE(file) < 3) Py_RETURN_NONE;
-  Py_INCREF(file); /* the list may let go of it while we read, and the reader of the columns that the key is in */
-  r->refs++;
-  int fd = PyObject_AsFileDescriptor(PyTuple_GET_ITEM(file, 0));
-  PyObject *sample =
-      fd < 0 ? NULL
-             : read_sample(self, fd, NULL, start, end, key, key_len, PyTuple_GET_ITEM(file, 1), PyTuple_GET_ITEM(file, 2));
+  sample_at at;
+  PyObject *file, *sample = NULL; /* file: the list may let go of it while we read, as the reader of the columns */
+  if (r) r->refs++;
+  int found = locate_row(r, args[0], args[1], &at, &file);
+  if (found > 0) {
+    sample = read_sample(self, &at, NULL, NULL, NULL);
+    PyMem_RawFree(at.own_key);
+    Py_DECREF(file);
+  }
   rows_release(r);
-  Py_DECREF(file);
+  if (!found) Py_RETURN_NONE;
   return sample;
 }
 
-static PyObject *reader_attach(PyObject *op, PyObject *const *args, Py_ssize_t nargs) {
+static PyObject *reader_attach(PyObject *op, PyObject *rows) {
   ReaderObject *self = (ReaderObject *)op;
-  if (nargs != BATCH_COLUMNS + 1) {
-    PyErr_SetString(PyExc_TypeError, "attach(shard, start, end, key_ends, key_data, shard_nbytes)");
+  if (!PyObject_TypeCheck(rows, self->make.st->rows_type)) {
+    PyErr_SetString(PyExc_TypeError, "attach(rows: Rows)");
     return NULL;
   }
-  row_columns *r = PyMem_Calloc(1, sizeof *r), *before;
-  if (!r) return PyErr_NoMemory();
-  r->refs = 1;
-  row_batch *batch = NULL;
-  if (PyObject_GetBuffer(args[BATCH_COLUMNS], &r->shard_nbytes, PyBUF_FORMAT | PyBUF_ND)) goto fail;
-  if (r->shard_nbytes.itemsize != 8) {
-    PyErr_SetString(PyExc_ValueError, "columns that do not go together");
-    goto fail;
-  }
-  if (!(batch = batch_new(args)) || add_batch(r, batch)) goto fail;
-  before = self->rows; /* as it is now: an exporter may have run Python */
-  self->rows = r;
+  row_columns *before = self->rows;
+  self->rows = ((RowsObject *)rows)->rows;
+  self->rows->refs++;
   rows_release(before);
   Py_RETURN_NONE;
-fail:
-  if (batch) batch_free(batch);
-  rows_release(r);
-  return NULL;
-}
-
-static PyObject *reader_extend(PyObject *op, PyObject *const *args, Py_ssize_t nargs) {
-  if (nargs != BATCH_COLUMNS) {
-    PyErr_SetString(PyExc_TypeError, "extend(shard, start, end, key_ends, key_data)");
-    return NULL;
-  }
-  row_batch *batch = batch_new(args);
-  if (!batch) return NULL;
-  row_columns *r = ((ReaderObject *)op)->rows;
-  if (!r || r->batches[r->nbatches - 1]->nrows != r->batches[0]->nrows || batch->nrows > r->batches[0]->nrows) {
-    PyErr_SetString(PyExc_ValueError, "all batches but the last must have as many rows as the first");
-  } else if (!add_batch(r, batch)) {
-    Py_RETURN_NONE;
-  }
-  batch_free(batch);
-  return NULL;
 }
 
 static PyObject *reader_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
@@ -323,6 +144,7 @@ static void reader_dealloc(PyObject *op) {
   PyObject_GC_UnTrack(op);
   reader_clear(op);
   PyMem_RawFree(((ReaderObject *)op)->scratch);
+  PyMem_RawFree(((ReaderObject *)op)->group);
   type->tp_free(op);
   Py_DECREF(type);
 }
@@ -333,14 +155,13 @@ static PyMethodDef reader_methods[] = {
     {"parse", (PyCFunction)(void (*)(void))reader_parse, METH_FASTCALL,
      "parse(data, start, key, url, local_path): the sample in data, which are the bytes of the shard from start on; views are "
      "into a copy"},
-    {"attach", (PyCFunction)(void (*)(void))reader_attach, METH_FASTCALL,
-     "attach(shard, start, end, key_ends, key_data, shard_nbytes): the columns of the first batch of an index, for read_row"},
-    {"extend", (PyCFunction)(void (*)(void))reader_extend, METH_FASTCALL,
-     "extend(shard, start, end, key_ends, key_data): the columns of the next batch; all batches but the last must have as "
-     "many rows as the first"},
+    {"attach", reader_attach, METH_O, "attach(rows): the columns of an index, for read_row"},
     {"read_row", (PyCFunction)(void (*)(void))reader_read_row, METH_FASTCALL,
      "read_row(row, files): the sample of a row, files being None or (fd, url, local_path, ...) for each shard; None where "
      "the shard is not open or the row is not sound"},
+    {"read_rows", (PyCFunction)(void (*)(void))reader_read_rows, METH_FASTCALL,
+     "read_rows(rows, files): what read_row has for each of rows, read in the order in which they lie in their shards; and "
+     "the places of those that are None, or no row numbers"},
     {NULL, NULL, 0, NULL}};
 static PyType_Slot reader_slots[] = {{Py_tp_doc, "SampleReader(fields=None, views=False): samples by byte range"},
                                      {Py_tp_new, reader_new},

@@ -20,7 +20,7 @@ static int more_from_thread(bio *b) {
     return BIO_EXCEPTION;
   }
   /* One block less than the ring: the one in use is not lent. */
-  while (s->nlent < PREFETCH_DEPTH - 1)
+  while (s->nlent < prefetch_depth(s->ra) - 1)
     if (lend(s)) return BIO_EXCEPTION;
   block *full = NULL;
   int error;

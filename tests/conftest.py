@@ -28,6 +28,14 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(NoSilentSkips(), "no-silent-skips")
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests over Ceph, which takes a while to start and is large to install, are run where they are asked for."""
+    if "ceph" not in config.getoption("markexpr"):
+        asked = [item for item in items if item.get_closest_marker("ceph") is None]
+        config.hook.pytest_deselected(items=[item for item in items if item not in set(asked)])
+        items[:] = asked
+
+
 class NoSilentSkips:
     """Where CI is set, a test that did not run fails the session, unless it is marked with may_skip: an extra that is
     not installed, or a mark that was meant for a day, must not take tests away in silence."""

@@ -25,6 +25,7 @@ class Proxy:
     `ranges`: the first and last byte of every range."""
 
     FAULTS = ("reset", "cut", "short", "stall", "500", "503", "429", "408", "403", "norange", "etag", "page", "shift")
+    FAULTS += ("page206", "says")
 
     def __init__(self, port: int, draw: Callable[[str], Fault] | None = None, latency: float = 0.0) -> None:
         self.origin, self.draw, self.latency = port, draw or (lambda line: ""), latency
@@ -32,6 +33,8 @@ class Proxy:
         self.lines: list[str] = []
         self.ranges: list[tuple[int, int]] = []
         self.stall = 3.0  # seconds
+        self.says = ("400", b"")  # status and body of the fault of this name
+        self.host = ""  # what the origin is told that it was called, where it minds
         self._open: set[socket.socket] = set()
         self._server = socket.create_server(("127.0.0.1", 0), backlog=512)
         self.port = int(self._server.getsockname()[1])
@@ -89,12 +92,20 @@ class Proxy:
         if fault.isdigit():
             client.sendall(reply(fault, b"what the proxy says", bare=line.startswith("HEAD")))
             return True
+        if fault == "says":
+            client.sendall(reply(*self.says, bare=line.startswith("HEAD")))
+            return True
+        page = b"<!DOCTYPE html><html><head><title>Please log in</title></head></html>"
+        if fault == "page206":  # a page that is an object like any other
+            client.sendall(ranged(page, self.ranges[-1] if b"range: " in b"\n".join(head).lower() else None, line))
+            return True
         if fault == "page":
-            page = b"<!DOCTYPE html><html><head><title>Please log in</title></head></html>"
             client.sendall(reply("200", page, "text/html; charset=utf-8", bare=line.startswith("HEAD")))
             return True
         if fault == "norange":
             head = [item for item in head if not item.lower().startswith(b"range:")]
+        if self.host:
+            head = [b"Host: " + self.host.encode() if item.lower().startswith(b"host:") else item for item in head]
         origin.sendall(b"\r\n".join(head) + b"\r\n\r\n" + body)
         back = read_head(answered)
         nbytes = 0 if head[0].startswith(b"HEAD") or back[0].split()[1] == b"304" else length(back)
@@ -152,9 +163,21 @@ def shifted(item: bytes) -> bytes:
     return b"Content-Range: bytes %d-%d/%s" % (int(first) + 1, int(last) + 1, total)
 
 
-def reply(status: str, body: bytes, kind: str = "text/plain", bare: bool = False) -> bytes:
-    head = f"HTTP/1.1 {status} Status\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n"
+def reply(status: str, body: bytes, kind: str = "text/plain", bare: bool = False, more: str = "") -> bytes:
+    head = f"HTTP/1.1 {status} Status\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n{more}\r\n"
     return head.encode() + (b"" if bare else body)
+
+
+def ranged(page: bytes, span: tuple[int, int] | None, line: str) -> bytes:
+    """A page, or bytes of it, as of an object with the Content-Type of one."""
+    more = 'Last-Modified: Mon, 21 Sep 2026 07:00:00 GMT\r\nETag: "page"\r\n'
+    if span is None:
+        return reply("200", page, "text/html", line.startswith("HEAD"), more)
+    first, last = span[0], min(span[1], len(page) - 1)
+    if first > last:
+        return reply("416", b"", "text/html", False, f"{more}Content-Range: bytes */{len(page)}\r\n")
+    more += f"Content-Range: bytes {first}-{last}/{len(page)}\r\n"
+    return reply("206", page[first : last + 1], "text/html", line.startswith("HEAD"), more)
 
 
 if __name__ == "__main__":  # for benchmarks, which want it in a process of its own: PORT LATENCY

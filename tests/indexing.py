@@ -10,14 +10,17 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import xxhash
 from helpers import make_tar
 
 from wdstools import build
+from wdstools.columns import make_fields
 from wdstools.dataset import Dataset
-from wdstools.index import Index, Shards
+from wdstools.index import Index
 from wdstools.samples import split_name
+from wdstools.shardtable import Shards
 
 Files = list[tuple[str, bytes]]
 
@@ -154,3 +157,18 @@ def touch(path: str | os.PathLike[str], seconds: float = 5) -> None:
 
 def with_column_added(index: Index, name: str, values: list[Any]) -> Index:
     return Index(index.table.add_column(5, name, pa.array(values)), index.shards)
+
+
+def index_of(keys: list[str], per_shard: int = 0) -> Index:
+    """An index of these keys, each with an empty field x, of shards that are not there: one, or so many rows each."""
+    n = len(keys)
+    size = per_shard or max(n, 1)
+    starts = np.arange(n, dtype=np.uint64) % size * np.uint64(512)
+    fields = make_fields(np.arange(n) + 1, np.zeros(n, np.int32), ["x"], [starts, starts + 512, np.zeros(n, np.uint64)])
+    hashes = np.array([naive_hash(key) for key in keys], np.uint64)
+    shard = np.arange(n) // size
+    table = build.assemble(pa.array(keys, pa.utf8()), shard, starts, starts + 512, fields, hashes, {})
+    counts = [min(size, n - first) for first in range(0, n, size)] or [0]
+    m = len(counts)
+    names = ["/t.tar"] if m == 1 else [f"/t-{i}.tar" for i in range(m)]
+    return Index(table, Shards(names, [512 * size if n else 0] * m, [0] * m, counts, counts))

@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import urllib.request
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -164,13 +165,76 @@ def azurite(folder: Path) -> Iterator[Server]:
         yield Server(f"http://127.0.0.1:{port}", options)
 
 
+CEPH = """
+[global]
+fsid = {fsid}
+mon host = [v2:127.0.0.1:{mon}/0]
+ms mon client mode = crc
+auth cluster required = none
+auth service required = none
+auth client required = none
+osd objectstore = memstore
+osd crush chooseleaf type = 0
+osd pool default size = 1
+osd pool default min size = 1
+osd pool default pg num = 4
+osd pool default pg autoscale mode = off
+mon allow pool size one = true
+mon max pg per osd = 1000
+mon data = {folder}/mon
+osd data = {folder}/osd
+rgw data = {folder}/rgw
+run dir = {folder}
+log file = {folder}/$name.log
+admin socket = {folder}/$name.asok
+keyring = {folder}/keyring
+rgw frontends = beast endpoint=127.0.0.1:{port} tcp_nodelay=1
+rgw dns name = 127.0.0.1
+"""
+
+
+@contextlib.contextmanager
+def ceph(folder: Path) -> Iterator[Server]:
+    """The S3 of Ceph, with the bucket "bucket": a monitor, a store in memory and a gateway. The monitor alone takes
+    seconds; the tests that ask for it are run where they are asked for: `pytest -m ceph`."""
+    programs = ["ceph", "ceph-mon", "ceph-osd", "monmaptool", "radosgw", "radosgw-admin"]
+    need("Ceph", all(map(shutil.which, programs)), "apt-get install radosgw ceph-mon ceph-osd ceph-common")
+    mon, port, fsid = free_port(), free_port(), str(uuid.uuid4())
+    (folder / "conf").write_text(CEPH.format(folder=folder, mon=mon, port=port, fsid=fsid))
+    for name in ("mon", "osd", "rgw"):
+        (folder / name).mkdir()
+    base = ["--conf", str(folder / "conf")]
+
+    def run(*command: str) -> str:
+        return subprocess.run([*command, *base], check=True, capture_output=True, text=True, timeout=60).stdout
+
+    monmap = str(folder / "monmap")
+    run("monmaptool", "--create", "--fsid", fsid, "--addv", "a", f"[v2:127.0.0.1:{mon}/0]", monmap)
+    run("ceph-mon", "--mkfs", "-i", "a", "--monmap", monmap)
+    with contextlib.ExitStack() as exits:
+        exits.enter_context(running(["ceph-mon", "-f", "-i", "a", *base], mon, folder))
+        run("ceph", "osd", "new", fsid, "0")
+        run("ceph-osd", "--mkfs", "-i", "0", "--osd-uuid", fsid)
+        exits.enter_context(running(["ceph-osd", "-f", "-i", "0", *base], mon, folder))
+        run(
+            "radosgw-admin", "user", "create", "--uid", "u", "--display-name", "u", "--access-key", "k", "--secret", "s"
+        )
+        exits.enter_context(running(["radosgw", "-f", "-n", "client.rgw", *base], port, folder))
+        url = f"http://127.0.0.1:{port}"
+        options = {"key": "k", "secret": "s", "endpoint_url": url}
+        import fsspec
+
+        fsspec.filesystem("s3", skip_instance_cache=True, **options).mkdir("bucket")
+        yield Server(url, options)
+
+
 def ask(method: str, url: str, data: bytes | None = None, kind: str = "application/octet-stream") -> bytes:
     request = urllib.request.Request(url, data=data, method=method, headers={"Content-Type": kind})
     with urllib.request.urlopen(request, timeout=10) as response:
         return bytes(response.read())
 
 
-STARTS = {"http": nginx, "s3": moto, "gs": gcs, "az": azurite}
+STARTS = {"http": nginx, "s3": moto, "gs": gcs, "az": azurite, "ceph": ceph}
 
 
 class Servers:

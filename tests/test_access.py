@@ -10,6 +10,7 @@ import os
 import pickle
 import random
 import shutil
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -17,14 +18,18 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 import wdstools
+from tests.conftest import wait_until
+from tests.faultproxy import proxied
 from tests.servers import Server, Servers
-from wdstools import Dataset, ShardWriter, access, urls
+from wdstools import Dataset, ShardWriter, fetching, finding, urls
 from wdstools.errors import (
     AccessError,
     ChangedError,
+    DestinationError,
     IndexFileError,
     KeyMissingError,
     NotFoundError,
@@ -33,7 +38,8 @@ from wdstools.errors import (
     UnreachableError,
     UrlError,
 )
-from wdstools.store import Store, open_store
+from wdstools.index import Index
+from wdstools.store import Store, Stores, open_store
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning"),
@@ -102,26 +108,26 @@ def plain(sample: Sample) -> Sample:
     return {name: bytes(value) if isinstance(value, memoryview) else value for name, value in sample.items()}
 
 
-def count(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many ranges every later call of a remote store asks for."""
+def count(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """How many ranges of each object every later call of a remote store asks for."""
     from wdstools.remote import RemoteStore
 
-    asked: list[int] = []
-    true = RemoteStore.read_ranges
+    asked: list[list[int]] = []
+    true = RemoteStore.read_many
 
-    def read_ranges(self: Store, path: str, ranges: Any) -> Any:
-        wanted = list(ranges)
-        asked.append(len(wanted))
-        return true(self, path, wanted)  # type: ignore[arg-type]
+    def read_many(self: Store, wanted: Any) -> Any:
+        objects = [(path, list(ranges)) for path, ranges in wanted]
+        asked.append([len(ranges) for _, ranges in objects])
+        return true(self, objects)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(RemoteStore, "read_ranges", read_ranges)
+    monkeypatch.setattr(RemoteStore, "read_many", read_many)
     return asked
 
 
 # the same samples
 
 
-@pytest.mark.parametrize("scheme", ["http", "s3"])
+@pytest.mark.parametrize("scheme", ["http", "s3", "gs", "az"])
 def test_as_on_disk(scheme: str, servers: Servers, folder: Path) -> None:
     place = put(servers, scheme, folder)
     want = local(folder, place)
@@ -185,24 +191,27 @@ def test_local_and_remote_shards_in_one_index(servers: Servers, folder: Path) ->
     assert got[20]["__local_path__"] == f"{folder}/r-001.tar"
 
 
-def test_a_batch_is_one_call_for_each_shard(servers: Servers, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_is_one_call(servers: Servers, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     got = put(servers, "http", folder).open()
     asked = count(monkeypatch)
     got.fetch(range(0, N, 2))
-    assert len(asked) == 5
-    assert sum(asked) == N / 2
+    assert asked == [[7, 6, 7, 6, 4]]
     asked.clear()
-    list(got[:26])
-    assert len(asked) == 2, "samples in order are read many at a time"
+    assert len(list(got[:26])) == 26
+    assert asked == [[13, 13]], "samples in order are read many at a time"
 
 
-def test_shards_are_read_at_once(servers: Servers, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Five calls meet at a barrier: one after the other they would wait there for ever."""
-    got = put(servers, "http", folder).open()
-    meet = threading.Barrier(5)
-    true = access.Access._ranges
-    monkeypatch.setattr(access.Access, "_ranges", lambda *a: (meet.wait(20), true(*a))[1])
-    assert len(got.fetch(range(0, N, 5))) == 12
+def test_shards_are_read_at_once(servers: Servers, folder: Path) -> None:
+    """Five requests meet at a barrier: one after the other they would wait there for ever. The version of a shard comes
+    with its bytes: nothing else is asked."""
+    place = put(servers, "http", folder)
+    meet = threading.Barrier(5, timeout=20)
+    with proxied(place.server.port) as proxy:
+        got = wdstools.open(f"{proxy.url}/{place.name}/r.wdsindex")
+        proxy.lines.clear()
+        proxy.draw = lambda line: ("", "", "", "", "", "")[meet.wait()]
+        assert [s["cls"] for s in got.fetch([0, 13, 26, 39, 52])] == [b"0", b"13", b"26", b"39", b"52"]
+        assert len(proxy.lines) == 5
 
 
 def test_a_cache(servers: Servers, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -215,6 +224,172 @@ def test_a_cache(servers: Servers, folder: Path, tmp_path_factory: pytest.TempPa
     assert place.open(cache=f"{cache}:100MB")[::-1].fetch(range(N)) == local(folder, place)[::-1]
     with pytest.raises(UrlError, match="is no cache"):
         place.open(cache="much")
+
+
+# one after the other, and the next ones meanwhile
+
+
+def test_the_next_batch_is_read_while_one_is_consumed(
+    servers: Servers, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetching, "FIRST", 13)
+    place = put(servers, "http", folder)
+    with proxied(place.server.port) as proxy:
+        got = wdstools.open(f"{proxy.url}/{place.name}/r.wdsindex")
+        proxy.lines.clear()
+        samples = iter(got)
+        assert next(samples)["cls"] == b"0"
+        assert wait_until(lambda: len(proxy.lines) == 3), "the batch of 13, and the next one of 26"
+        for i in range(1, 13):
+            assert next(samples)["cls"] == b"%d" % i
+        assert len(proxy.lines) == 3, "and no more than the next one"
+        assert next(samples)["cls"] == b"13"
+        assert wait_until(lambda: len(proxy.lines) == 5)
+        assert [s["cls"] for s in samples] == [b"%d" % i for i in range(14, N)]
+        assert len(proxy.lines) == 5
+
+
+def test_batches_are_bounded(folder: Path) -> None:
+    batches = fetching.Ahead(lambda rows, stopped: [], lambda row: 1)._batches(range(5000))
+    assert [len(batch) for batch in batches] == [64, 128, 256, 512, 1024, 1024, 1024, 968]
+    batches = fetching.Ahead(lambda rows, stopped: [], lambda row: 11 << 20)._batches(range(7))
+    assert list(batches) == [[0, 1, 2], [3, 4, 5], [6]]
+
+
+def test_errors_come_in_the_place_of_their_sample(servers: Servers, folder: Path) -> None:
+    place = put(servers, "http", folder)
+    got, want = place.open(), local(folder, place)
+    (place.server.root / place.name / "r-001.tar").unlink()
+    change(place, folder, "r-002.tar", lambda data: data.clear())
+    for order, good, error in (
+        (range(N), 13, NotFoundError),
+        ([0, 52, 40, 26, 13], 3, StaleIndexError),
+        ([52, 40, 14, 26], 2, NotFoundError),
+    ):
+        samples = iter(got.select(order))
+        for i in range(good):
+            assert next(samples) == want[order[i]]
+        with pytest.raises(error):
+            next(samples)
+        assert next(samples, None) is None
+
+
+def test_a_row_outside_of_its_shard_is_an_error_in_its_place(servers: Servers, folder: Path) -> None:
+    place = put(servers, "http", folder)
+    index = place.open().index
+    ends = index.table.column("end").to_pylist()
+    ends[20] = 1 << 40
+    at = index.table.column_names.index("end")
+    table = index.table.set_column(at, "end", pa.array(ends, pa.uint64()))
+    samples = iter(Dataset(Index(table, index.shards)))
+    assert [next(samples)["cls"] for _ in range(20)] == [b"%d" % i for i in range(20)]
+    with pytest.raises(IndexFileError, match="row 20 lies outside of its shard"):
+        next(samples)
+
+
+def test_closing_gives_up_what_is_under_way(servers: Servers, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetching, "FIRST", 5)
+    place = put(servers, "http", folder)
+    with proxied(place.server.port) as proxy:
+        got = wdstools.open(f"{proxy.url}/{place.name}/r.wdsindex")
+        for _ in range(3):
+            samples = iter(got)
+            assert next(samples)["cls"] == b"0"
+            samples.close()  # type: ignore[attr-defined]
+            assert next(samples, None) is None
+        proxy.lines.clear()
+        proxy.latency = 0.05
+        assert got.fetch([0, 59])[1]["cls"] == b"59", "and the threads are free"
+        assert len(proxy.lines) <= 4
+
+
+def test_an_iterator_that_a_child_inherits(servers: Servers, folder: Path) -> None:
+    """The batch that is under way when a process forks is read by the child itself."""
+    place = put(servers, "http", folder)
+    got = place.open()
+    samples = iter(got)
+    first = next(samples)
+    pid = os.fork()
+    if not pid:
+        status = 1
+        try:
+            status = 0 if [first, *samples] == local(folder, place) else 1
+        finally:
+            os._exit(status)
+    ended: list[tuple[int, int]] = []
+    assert wait_until(lambda: bool(ended.append(os.waitpid(pid, os.WNOHANG)) or ended[-1][0]), 40), "it hangs"
+    assert ended[-1][1] == 0
+    assert [first, *samples] == local(folder, place)
+
+
+# what is kept
+
+
+def test_an_index_that_is_built_is_kept(servers: Servers, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    place = put(servers, "s3", folder, index=False)
+    caplog.set_level(logging.INFO)
+    place.open("r-{000..004}.tar")
+    assert "save_index=True" in caplog.text
+    assert "wds-index build" in caplog.text
+    got = place.open("r-{000..004}.tar", save_index=True)
+    assert got.index.name == place.url + "r.wdsindex"
+    assert len(pickle.dumps(got)) < 2000
+    caplog.clear()
+    again = place.open("")
+    assert again.index.name == got.index.name
+    assert not caplog.records
+    for dataset in (got, again, pickle.loads(pickle.dumps(got))):
+        assert dataset.fetch(range(N)) == local(folder, place)
+        assert all(dataset.index.shards.etag)
+        assert all(dataset.index.shards.mtime)
+    (folder / "elsewhere").mkdir()
+    path = again.save_index(folder / "elsewhere" / "x.wdsindex")
+    assert wdstools.open(path, **place.options).fetch([3]) == got.fetch([3])
+
+
+def test_a_place_that_cannot_be_written_to(servers: Servers, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    place = put(servers, "http", folder, index=False)
+    got = place.open("r-{000..004}.tar", save_index=True)
+    assert got.fetch([3]) == local(folder, place)[3:4]
+    assert "is not saved: " in caplog.text
+    assert "http server cannot be written to" in caplog.text
+    with pytest.raises(StoreError, match="cannot be written to"):
+        got.save_index()
+
+
+def test_an_index_of_other_shards_is_not_overwritten(servers: Servers, folder: Path) -> None:
+    place = put(servers, "s3", folder)
+    (folder / "r.wdsindex").unlink()
+    some = place.open("r-{000..002}.tar", save_index=True)
+    assert len(some) == 39
+    index = wdstools.open(folder / "r-000.tar").index
+    for path in (f"{folder}/o.wdsindex", place.url + "r.wdsindex"):
+        index.shards.url = [place.url + "r-000.tar"]
+        dataset = Dataset(index, stores=Stores(place.server.options))
+        if is_local := path.startswith("/"):
+            assert dataset.save_index(path) == path
+            assert dataset.save_index(path) == path, "the same shards"
+            index.shards.url = [place.url + "r-001.tar"]
+        with pytest.raises(DestinationError, match="an index of other shards"):
+            dataset.save_index(path)
+        assert is_local or len(place.open()) == N
+
+
+@pytest.mark.parametrize("scheme", ["http", "s3", "gs", "az"])
+def test_an_index_knows_the_etags(scheme: str, servers: Servers, folder: Path) -> None:
+    """Other bytes of the same size, with headers that fit: only the ETag tells that they are other ones."""
+    place = put(servers, scheme, folder, index=False)
+    built = place.open("r-{000..004}.tar")
+    assert built[14]["cls"] == b"14"
+    built.save_index(folder / "k.wdsindex")
+    place.put(folder / "k.wdsindex")
+    _, _, _, end = built.index.locate(14)
+    change(place, folder, "r-001.tar", lambda data: data.__setitem__(end - 1, 1))
+    fresh = place.open("k.wdsindex")
+    for read in (lambda: fresh[14], lambda: fresh.fetch([0, 14]), lambda: list(fresh)):
+        with pytest.raises(StaleIndexError, match=r"does not describe .*r-001\.tar any more: its ETag is"):
+            read()
+    assert fresh.fetch([0, 40])[1]["cls"] == b"40"
 
 
 # what is not as it was
@@ -302,7 +477,7 @@ def test_a_missing_shard_shows_before_the_others_are_read(
     servers: Servers, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = put(servers, "http", folder, index=False)
-    monkeypatch.setattr(access, "_index_shard", lambda *a, **k: pytest.fail("streamed"))
+    monkeypatch.setattr(finding, "_index_shard", lambda *a, **k: pytest.fail("streamed"))
     with pytest.raises(NotFoundError, match=r"r-005\.tar"):
         place.open("r-{000..005}.tar")
 
@@ -394,14 +569,23 @@ def test_in_another_process(method: str, servers: Servers, folder: Path) -> None
             process.join()
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_torchs_own_loader(method: str, servers: Servers, folder: Path) -> None:
-    """Whole batches, in workers that were forked or spawned while this process has connections and threads."""
+@pytest.mark.parametrize(
+    ("method", "scheme", "cached"),
+    [("fork", "http", False), ("fork", "s3", False), ("fork", "http", True), ("fork", "s3", True)]
+    + [("spawn", "http", False)],
+)
+def test_torchs_own_loader(method: str, scheme: str, cached: bool, servers: Servers, folder: Path) -> None:
+    """Whole batches, in workers that were forked or spawned while this process has connections and threads of obstore;
+    and iteration in a worker, whose parent is iterating."""
     from torch.utils.data import DataLoader
 
-    place = put(servers, "http", folder)
-    got, want = place.open()[5:], local(folder, place)[5:]
+    place = put(servers, scheme, folder)
+    got = place.open(cache=f"{folder}/cache:10MB" if cached else None)[5:]
+    want = local(folder, place)[5:]
     assert got.fetch(range(20)) == want[:20]
+    assert "obstore" in sys.modules
+    samples = iter(got)
+    assert next(samples) == want[0]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         loader: Any = DataLoader(
@@ -414,6 +598,7 @@ def test_torchs_own_loader(method: str, servers: Servers, folder: Path) -> None:
         )
         for _ in range(2):
             assert [sample for batch in loader for sample in batch] == want
+    assert list(samples) == want[1:]
 
 
 def test_pickled(servers: Servers, folder: Path) -> None:
@@ -456,7 +641,7 @@ def test_stores_are_not_asked_about_local_files(folder: Path, monkeypatch: pytes
 
 
 def test_what_is_remote() -> None:
-    assert all(map(access.is_remote, ["http://h/a", "S3://b/c", "gs://b/c", "az://b/c", "memory://a"]))
-    assert not any(map(access.is_remote, ["a.tar", "/a", "file:///a", "pipe:cat a", "-", "a:b/c"]))
+    assert all(map(fetching.is_remote, ["http://h/a", "S3://b/c", "gs://b/c", "az://b/c", "memory://a"]))
+    assert not any(map(fetching.is_remote, ["a.tar", "/a", "file:///a", "pipe:cat a", "-", "a:b/c"]))
     assert urls.scheme("a:b/c") == "file"
     assert open_store("/a")[0].root == ""

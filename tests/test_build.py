@@ -31,7 +31,8 @@ from indexing import (
 
 from wdstools import build, errors
 from wdstools.dataset import Dataset
-from wdstools.index import Index, Shards
+from wdstools.index import Index
+from wdstools.shardtable import Shards
 
 
 @pytest.fixture
@@ -288,7 +289,7 @@ def test_shards_behind_http_and_pipes(shards: list[str], server: str, tmp_path: 
     index = save(build.build([*remote, f"pipe:cat {shards[2]}"]), tmp_path / "t.wdsindex")
     assert rows_of(index) == rows_of(build.build(shards[:3]))
     assert index.shards.url == [*remote, f"pipe:cat {shards[2]}"]
-    assert index.shards.mtime == [0, 0, 0]
+    assert [mtime > 0 for mtime in index.shards.mtime] == [True, True, False]
     assert build.check(index, run_pipes=True) == []
     built = build.refresh(str(tmp_path / "new.wdsindex"), index.shards.url, previous=index)
     assert built.reused == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import importlib
 import os
 import random
 import warnings
@@ -409,3 +410,79 @@ def test_dropped_midway(shards: list[str], no_leaks: None) -> None:
         data = iter(wds.WebDataset([url] * 3, shardshuffle=False))
         next(data)
         del data
+
+
+# register
+
+
+def table() -> tuple[dict[str, Any], bool]:
+    return dict(gopen_schemes), "open" in vars(importlib.import_module("webdataset.gopen"))
+
+
+def test_register_and_unregister(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = table()
+    compat.register()
+    ours = table()
+    changed = {scheme for scheme in ours[0] if ours[0][scheme] is not before[0].get(scheme)}
+    assert changed == {"pipe", "http", "https", "s3", "gs", "az"}
+    assert ours[1]
+    compat.register()
+    assert table() == ours
+    compat.unregister()
+    assert table() == before
+    compat.unregister()
+    assert table() == before
+
+
+def test_openers_of_others_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that were there before register(), and those that came between it and unregister()."""
+    monkeypatch.setitem(gopen_schemes, "s3", len)
+    monkeypatch.setitem(gopen_schemes, "http", len)
+    compat.register()
+    assert gopen_schemes["s3"] is gopen_schemes["http"] is len
+    gs = gopen_schemes["gs"]
+    gopen_schemes["gs"] = gopen_schemes["az"] = len
+    compat.unregister()
+    assert {gopen_schemes[scheme] for scheme in ("s3", "http", "gs", "az")} == {len}
+    gopen_schemes["gs"] = compat.gopen_gsutil
+    del gopen_schemes["az"]
+    assert gs is not compat.gopen_gsutil
+
+
+@pytest.mark.parametrize("under", [False, True])
+def test_after_register_wdstools_still_opens(under: bool, shards: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+
+    def note(url: str) -> Any:
+        opened.append(url)
+        return real(url if not url.startswith("s3:") else shards[1])
+
+    real = compat.open_source
+    monkeypatch.setattr(compat, "open_source", note)
+    compat.register()
+    if under:
+        compat.install()
+    try:
+        for url in (f"pipe:cat {shards[1]}", shards[1], "s3://b/x"):
+            data = wds.WebDataset([url], shardshuffle=False, empty_check=False)
+            found = list(data) if under else stages([url], compat.tarfile_to_samples())
+            assert len(found) == 15
+        assert opened == [f"pipe:cat {shards[1]}", shards[1], "s3://b/x"]
+        with monkeypatch.context() as patch:
+            patch.setitem(gopen_schemes, "pipe", lambda url, *_, **__: open(shards[3], "rb"))
+            assert [s["cls"] for s in stages(["pipe:exit 1"], compat.tarfile_to_samples())] == [
+                b"%d" % i for i in range(15)
+            ]
+        assert opened[3:] == []
+    finally:
+        compat.uninstall()
+        compat.unregister()
+
+
+def test_a_variable_that_rewrites_goes_through_gopen(shards: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GOPEN_REWRITE", "s3://b/=pipe:cat ")
+    compat.register()
+    try:
+        assert len(stages([f"s3://b/{shards[1]}"], compat.tarfile_to_samples())) == 15
+    finally:
+        compat.unregister()

@@ -91,7 +91,9 @@ def test_sweep_takes_only_what_is_ours(tmp_path: Path) -> None:
     ours = [
         ".a-000001.tar.tmp",
         "..a-000001.tar.part.tmp",
+        "..a-000001.tar.part.17-0a1b2c3d.tmp",
         ".a.wdsindex.tmp",
+        ".a.wdsindex.17-0a1b2c3d.tmp",
         ".classes.json.tmp",
         ".skipped.jsonl.tmp",
     ]

@@ -6,6 +6,7 @@ import hashlib
 from array import array
 from collections import Counter
 
+import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -13,6 +14,8 @@ from hypothesis import strategies as st
 from wdstools.convert import order
 from wdstools.convert.entries import Entries, Entry
 from wdstools.errors import SourceError
+from wdstools.plan import split_of
+from wdstools.samples import hash_key
 
 KEYS = st.lists(st.text(min_size=1, max_size=8), min_size=1, max_size=60, unique=True).map(sorted)
 SPLITS = st.sampled_from([[0.9, 0.1], [0.5, 0.5], [0.8, 0.1, 0.1], [1.0], [1 / 3, 1 / 3, 1 / 3]]).map(
@@ -53,7 +56,7 @@ def test_a_shuffle_mixes_and_the_seed_matters() -> None:
 def test_the_hash_is_what_the_text_says() -> None:
     by_hand = hashlib.blake2b("ké".encode(), digest_size=8, key=b"-7", person=b"wds-shuffle").digest()
     assert order.hasher(-7, b"wds-shuffle")("ké") == by_hand
-    assert order.hasher(0, b"wds-split")("\udcff") != order.hasher(0, b"wds-split")("\ud800")
+    assert order.hasher(0, b"wds-shuffle")("\udcff") != order.hasher(0, b"wds-shuffle")("\ud800")
 
 
 @given(KEYS, SPLITS, st.integers(0, 3), st.booleans())
@@ -64,6 +67,23 @@ def test_splits_are_a_partition(keys: list[str], splits: list[tuple[str, float]]
     assert sorted(i for numbers in found.values() for i in numbers) == list(range(len(keys)))
     assert all(numbers == sorted(numbers) and numbers for numbers in found.values())
     assert list(found) == [name for name, _ in splits]
+
+
+@given(KEYS, SPLITS, st.integers(-3, 2**70))
+def test_a_split_is_that_of_the_plan(keys: list[str], splits: list[tuple[str, float]], seed: int) -> None:
+    """And so of Dataset.split: whichever of the two divides samples, they fall alike."""
+    found = split(entries(keys), splits, seed, False)
+    assume(found is not None)
+    assert found is not None
+    hashes = np.array([hash_key(key) for key in keys], np.uint64)
+    chosen = split_of(hashes, dict(splits), seed % 2**64)
+    assert found == {name: np.flatnonzero(chosen == i).tolist() for i, (name, _) in enumerate(splits)}
+
+
+def test_fractions_that_miss_one_by_a_rounding() -> None:
+    given = entries([f"{i:03d}" for i in range(300)])
+    found = order.split(given, [("a", 0.3333333), ("b", 0.3333333), ("c", 0.3333333)], 0, False)
+    assert sum(map(len, found.values())) == 300
 
 
 @given(KEYS, SPLITS, st.data())

@@ -163,7 +163,22 @@ def test_no_leak_in_random_access(views: bool) -> None:
 
         def act() -> None:
             reader = _core.SampleReader({"jpg", "é"}, views)
-            reader.attach(*columns)
+            first = array.array("Q", [0, 4])
+            rows = _core.Rows(first, columns[5], first[1:], fd)
+            for bad in ([*columns[:4], "text"], [b"1", *columns[1:5]]):
+                with contextlib.suppress(ValueError, TypeError):
+                    rows.put(0, *bad)
+            assert rows.locate(0) is None
+            rows.put(0, *columns[:5])
+            reader.attach(rows)
+            filed = _core.Rows(first, columns[5], first[1:], fd)
+            for number in (0, 0, 1):
+                with contextlib.suppress(IndexError):
+                    filed.put_at(number, 0, 0, 0, 0, 1 << 20, 8)
+            for row in range(5):
+                rows.locate(row), rows.key(row)
+                with contextlib.suppress(ValueError):
+                    filed.locate(row)
             for row in range(5):
                 reader.read_row(row, [(fd, URL, "/x")])
             for start, end, key in [(0, 512, "k0"), (0, ends[1], "k0"), (0, ends[0], "k1"), (starts[3], 1 << 40, "k3")]:
@@ -171,10 +186,12 @@ def test_no_leak_in_random_access(views: bool) -> None:
                     reader.parse(GOOD[start:end], start, key, URL, None)
                 with contextlib.suppress(ValueError, MemoryError):
                     reader.read(fd, start, end, key, URL, None)
-            for bad in ([*columns[:5], "text"], [b"1", *columns[1:]]):
-                with contextlib.suppress(ValueError, TypeError):
-                    reader.attach(*bad)
-            reader.attach(*columns)
+            with contextlib.suppress(TypeError):
+                reader.attach(columns)  # type: ignore[arg-type]
+            for first_rows, sizes in ([b"1", columns[5]], [first, b"1"], [array.array("Q", [0, 4, 4]), columns[5]]):
+                with contextlib.suppress(ValueError):
+                    _core.Rows(first_rows, sizes, first[1:], fd)
+            reader.attach(rows)
 
         check(act)
 

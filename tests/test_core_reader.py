@@ -41,7 +41,7 @@ TRUE = [sample for data in SHARDS for sample in items(reference(data))]
 
 
 def columns(rows: list[Row], sizes: list[int], kind: str = "i") -> list[Any]:
-    """What attach() takes, for these rows."""
+    """What Rows.put() takes, for these rows, and the sizes of the shards."""
     raw = [os.fsencode(row[3]) for row in rows]
     ends = array.array(kind, itertools.accumulate([0, *(len(key) for key in raw)]))
     return [
@@ -63,9 +63,18 @@ def opened() -> Iterator[list[tuple[Any, ...]]]:
         yield [(first, URL, None), (second, URL, "/x/u.tar", "more")]
 
 
+def rows_in(parts: list[list[Any]]) -> _core.Rows:
+    """The rows of batches, each as columns() gives it."""
+    first = array.array("Q", itertools.accumulate([0, *(len(part[0]) for part in parts)]))
+    rows = _core.Rows(first if len(parts[0][0]) else array.array("Q", [0]), parts[0][5])
+    for number, part in enumerate(parts if len(parts[0][0]) else []):
+        rows.put(number, *part[:5])
+    return rows
+
+
 def attached(*parts: Any, **options: Any) -> _core.SampleReader:
     reader = _core.SampleReader(**options)
-    reader.attach(*(parts or columns(ROWS, SIZES)))
+    reader.attach(rows_in([list(parts) or columns(ROWS, SIZES)]))
     return reader
 
 
@@ -355,88 +364,6 @@ def test_columns_need_not_be_aligned() -> None:
     assert items([without_path(s) for s in got if s]) == TRUE
 
 
-MISMATCHED: dict[str, list[Any]] = {
-    "starts short": [columns(ROWS, SIZES)[0], array.array("Q", [0]), *columns(ROWS, SIZES)[2:]],
-    "ends long": [*columns(ROWS, SIZES)[:2], array.array("Q", range(99)), *columns(ROWS, SIZES)[3:]],
-    "one key end too few": [*columns(ROWS, SIZES)[:3], array.array("i", range(len(ROWS))), *columns(ROWS, SIZES)[4:]],
-    "shard of 64 bits": [array.array("Q", [0] * len(ROWS)), *columns(ROWS, SIZES)[1:]],
-    "starts of 32 bits": [columns(ROWS, SIZES)[0], array.array("I", [0] * len(ROWS)), *columns(ROWS, SIZES)[2:]],
-    "bytes for starts": [columns(ROWS, SIZES)[0], bytes(8 * len(ROWS)), *columns(ROWS, SIZES)[2:]],
-    "16-bit key ends": [*columns(ROWS, SIZES)[:3], array.array("h", [0] * 99), *columns(ROWS, SIZES)[4:]],
-    "32-bit sizes": [*columns(ROWS, SIZES)[:5], array.array("I", [1, 2])],
-}
-
-
-@pytest.mark.parametrize("what", list(MISMATCHED))
-def test_columns_that_do_not_go_together(what: str) -> None:
-    reader = attached()
-    with pytest.raises(ValueError, match="do not go together"):
-        reader.attach(*MISMATCHED[what])
-    with opened() as files:
-        assert items([without_path(reader.read_row(0, files) or {})]) == TRUE[:1], "those before stay"
-
-
-def test_what_is_no_column() -> None:
-    reader = _core.SampleReader()
-    parts = columns(ROWS, SIZES)
-    for i in range(6):
-        with pytest.raises(TypeError):
-            reader.attach(*parts[:i], "text", *parts[i + 1 :])  # type: ignore[call-arg]
-    with pytest.raises(TypeError):
-        reader.attach(*parts[:5])
-    gaps = memoryview(array.array("Q", range(2 * len(ROWS))))[::2]
-    with pytest.raises(BufferError):
-        reader.attach(parts[0], gaps, *parts[2:])
-
-
-def test_attach_lets_go_of_the_columns_before() -> None:
-    parts = columns(ROWS, SIZES)
-    reader = attached(*parts)
-    with pytest.raises(BufferError):
-        parts[1].append(5)
-    reader.attach(*columns(ROWS, SIZES))
-    parts[1].append(5)
-    del reader
-    parts[2].append(5)
-
-
-@pytest.mark.parametrize("size", [1, 2, 3, 7, len(ROWS) - 1, len(ROWS)])
-def test_rows_of_several_batches(size: int) -> None:
-    """The n-th row, whichever batch it is in, and however their ends fall together."""
-    parts = [columns(ROWS[i : i + size], SIZES, "iq"[i % 2]) for i in range(0, len(ROWS), size)]
-    reader = attached(*parts[0])
-    for part in parts[1:]:
-        reader.extend(*part[:5])
-    with opened() as files:
-        got = [reader.read_row(row, files) for row in range(len(ROWS))]
-        assert items([without_path(sample or {}) for sample in got]) == TRUE
-        assert reader.read_row(len(ROWS), files) is None
-
-
-def test_batches_that_do_not_follow() -> None:
-    first, more = columns(ROWS[:4], SIZES), columns(ROWS[4:8], SIZES)
-    with pytest.raises(ValueError, match="as many rows"):
-        _core.SampleReader().extend(*more[:5])
-    with pytest.raises(TypeError):
-        attached(*first).extend(*more)  # type: ignore[call-arg]
-    with pytest.raises(ValueError, match="do not go together"):
-        attached(*first).extend(*first[:2], more[2][:3], *more[3:5])
-    with pytest.raises(ValueError, match="as many rows"):
-        attached(*first).extend(*columns(ROWS[4:9], SIZES)[:5])
-    reader = attached(*first)
-    reader.extend(*columns(ROWS[4:6], SIZES)[:5])
-    with pytest.raises(ValueError, match="as many rows"):
-        reader.extend(*columns(ROWS[6:8], SIZES)[:5])
-    with opened() as files:
-        assert items([without_path(reader.read_row(5, files) or {})]) == TRUE[5:6], "those before stay"
-        assert reader.read_row(6, files) is None
-
-
-def test_no_rows() -> None:
-    with opened() as files:
-        assert attached(*columns([], [])).read_row(0, files) is None
-
-
 # ---- files that change, threads
 
 
@@ -487,7 +414,7 @@ def test_threads_on_one_reader(views: bool) -> None:
 
     def swap() -> None:
         while not stop.is_set():
-            reader.attach(*columns(ROWS, SIZES))
+            reader.attach(rows_in([columns(ROWS, SIZES)]))
 
     with opened() as files:
         threads = [threading.Thread(target=work, args=[seed]) for seed in range(3)]
@@ -515,12 +442,12 @@ def test_columns_live_as_long_as_a_read_that_uses_them() -> None:
                 wrong.append(sample["__key__"])
 
     with regular(big) as fd:
-        reader.attach(*columns(rows, [len(big)]))
+        reader.attach(rows_in([columns(rows, [len(big)])]))
         threads = [threading.Thread(target=work, args=[row]) for row in range(4)]
         for thread in threads:
             thread.start()
         while any(thread.is_alive() for thread in threads):
-            reader.attach(*columns(rows, [len(big)]))
+            reader.attach(rows_in([columns(rows, [len(big)])]))
             gc.collect()
         for thread in threads:
             thread.join()

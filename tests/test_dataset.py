@@ -26,7 +26,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import wdstools
-from wdstools import Dataset, ShardWriter, access, build
+from wdstools import Dataset, ShardWriter, access, build, indexfile
 from wdstools.errors import (
     IndexFileError,
     KeyMissingError,
@@ -255,17 +255,44 @@ def test_fetch(folder: Path) -> None:
     assert got.fetch(numbers) == [want[i] for i in numbers]
     assert got.fetch(np.array([3, 3, 1])) == [want[3], want[3], want[1]]
     assert got.fetch(["k003", 5, "k001"]) == [want[3], want[5], want[1]]
-    read: list[int] = []
-    reading = got._access.read
-    got._access.read = lambda row: (read.append(row), reading(row))[1]  # type: ignore[method-assign]
-    got.fetch([9, 2, 5, 2])
-    assert read == [2, 2, 5, 9], "in the order in which they lie on disk"
+    assert got.fetch([3, -3, True, np.int64(7)]) == [want[i] for i in (3, -3, 1, 7)]
+    assert got[::-1].fetch([0, -1, "k003"]) == [want[-1], want[0], want[3]]
+    assert got.fetch(i for i in (2, 1)) == [want[2], want[1]]
     twice = got.fetch([4, 4])
     assert twice[0] is not twice[1], "changing one does not change the other"
     with pytest.raises(IndexError):
         got.fetch([0, 20])
     with pytest.raises(KeyMissingError):
         got.fetch([0, "none"])
+
+
+def test_more_shards_in_a_batch_than_may_be_open(tmp_path: Path) -> None:
+    n = 3 * access.OPEN_FILES + 5
+    for i in range(n):
+        (tmp_path / f"s-{i:03}.tar").write_bytes(make_tar([(f"k{i}.cls", b"%d" % i), (f"l{i}.cls", b"%d" % i)]))
+    got = wdstools.open(tmp_path)
+    before = len(os.listdir("/proc/self/fd"))
+    for seed in range(3):
+        numbers = random.Random(seed).choices(range(2 * n), k=4 * n)
+        samples = got.fetch(numbers)
+        assert [sample["cls"] for sample in samples] == [b"%d" % (i // 2) for i in numbers]
+        assert len(os.listdir("/proc/self/fd")) <= before + access.OPEN_FILES
+    (tmp_path / "s-150.tar").unlink()
+    got.fetch(range(2 * access.OPEN_FILES))  # it is not open any more
+    with pytest.raises(NotFoundError, match=r"s-150\.tar"):
+        got.fetch(range(2 * n))
+    assert got.fetch([302])[0]["cls"] == b"151"
+
+
+def test_an_index_that_is_read_and_not_mapped(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows are found in the file by the reader itself, and their keys live as long as it needs them."""
+    want = model(folder)
+    monkeypatch.setattr(indexfile, "MAPPED", 0)
+    got = wdstools.open(folder)
+    numbers = random.Random(0).choices(range(20), k=200)
+    assert got.fetch(numbers) == [want[i] for i in numbers]
+    monkeypatch.setattr(got.index, "locate", None)  # now that shards are open and batches known, nobody asks Python
+    assert got.fetch(numbers) == [got[i] for i in numbers] == [want[i] for i in numbers]
 
 
 def test_fields_and_views(folder: Path) -> None:

@@ -20,7 +20,7 @@ import wdstools
 from wdstools import ShardWriter
 from wdstools.decode import make_decoder
 from wdstools.encode import encode
-from wdstools.errors import ShardError
+from wdstools.errors import DecodeError, ShardError
 
 Sample = dict[str, Any]
 PIXELS = np.arange(5 * 7 * 3, dtype=np.uint8).reshape(5, 7, 3)
@@ -134,9 +134,15 @@ def test_a_mapping() -> None:
     ids=lambda value: value if isinstance(value, str) else "",
 )  # fmt: skip
 def test_broken_payloads(field: str, data: bytes) -> None:
-    with pytest.raises(ShardError, match=f"u.tar: field '{field}' of sample 'k' cannot be decoded: .") as caught:
+    with pytest.raises(DecodeError, match=f"u.tar: field '{field}' of sample 'k' cannot be decoded: .") as caught:
         decoded("auto", field, data)
-    assert caught.value.__cause__ is not None
+    error = caught.value
+    assert error.__cause__ is not None
+    assert (error.key, error.url, error.field) == ("k", "u.tar", field)
+    again = pickle.loads(pickle.dumps(error))
+    assert (type(again), str(again), again.key) == (DecodeError, str(error), "k")
+    assert isinstance(error, ValueError)
+    assert not isinstance(error, ShardError)
 
 
 def test_nothing_unpickles() -> None:
@@ -146,16 +152,18 @@ def test_nothing_unpickles() -> None:
     np.savez(zipped, a=np.array([Bomb()], dtype=object))
     for field, data in (("npy", stream.getvalue()), ("npz", zipped.getvalue()), ("npy", pickle.dumps(Bomb()))):
         for decode in ("auto", {"npy": "npy", "npz": "npz"}):
-            with pytest.raises(ShardError, match="cannot be decoded"):
+            with pytest.raises(DecodeError, match="cannot be decoded"):
                 decoded(decode, field, data)
-    for field in ("pyd", "pickle", "pth", "pkl"):
+    for field in ("pyd", "pickle", "pth", "pt", "pkl", "x.pth", "ten", "tb"):
         data = pickle.dumps(Bomb())
-        assert decoded("auto", field, data) == data
+        for decode in ("auto", "pil", "rgb"):
+            assert decoded(decode, field, data) == data
+    assert decoded({"pkl": pickle.loads}, "pkl", pickle.dumps([1])) == [1], "unless it is asked to"
 
 
 def test_a_bomb_of_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
-    with pytest.raises(ShardError, match="decompression bomb"):
+    with pytest.raises(DecodeError, match="decompression bomb"):
         decoded("auto", "png", image())
 
 
@@ -211,5 +219,5 @@ def test_a_broken_payload_does_not_blame_the_index(folder: Path) -> None:
     got = wdstools.open(folder, decode={"bin": "json", "cls": lambda data: 1 // int(data)})
     assert got[1]["bin"] == 1
     for ask in (lambda: got[0], lambda: got.fetch([1, 0]), lambda: list(got), lambda: got["k000"]):
-        with pytest.raises(ShardError, match=r"s-000\.tar: field 'cls' of sample 'k000'.*division"):
+        with pytest.raises(DecodeError, match=r"s-000\.tar: field 'cls' of sample 'k000'.*division"):
             ask()

@@ -18,6 +18,7 @@ from indexing import (
     as_file,
     build_of,
     fields_of,
+    index_of,
     labelled,
     metadata_of,
     model,
@@ -31,11 +32,18 @@ from indexing import (
 )
 
 import wdstools.index
-from wdstools import build, errors
-from wdstools.columns import make_fields
+from wdstools import build, errors, indexfile
 from wdstools.dataset import Dataset
-from wdstools.index import Field, Index, Shards
+from wdstools.index import Field, Index
 from wdstools.merge import merge
+from wdstools.shardtable import Shards
+
+
+@pytest.fixture(autouse=True, params=["mapped", "read"])
+def how(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test with rows that are looked up in the map, and with rows that are read, as those of large files are."""
+    if request.param == "read":
+        monkeypatch.setattr(indexfile, "MAPPED", 0)
 
 
 def make(tmp_path: Path, shards: int = 3, samples: int = 6, **options: Any) -> Index:
@@ -155,7 +163,8 @@ def test_the_file_is_as_the_format_page_says(tmp_path: Path) -> None:
     nbytes = os.path.getsize(path)
     shards = {"url": ["t-000000.tar"], "nbytes": [nbytes], "mtime": [20], "nsamples": [2], "nmembers": [3]}
     assert json.loads(table.schema.metadata[b"wds.shards"]) == shards
-    assert set(table.schema.metadata) == {b"wds.version", b"wds.shards"}
+    assert table.schema.metadata[b"wds.batch_rows"] == b"2"
+    assert set(table.schema.metadata) == {b"wds.version", b"wds.shards", b"wds.batch_rows"}
 
 
 def test_an_index_made_by_hand_is_read(tmp_path: Path) -> None:
@@ -243,16 +252,6 @@ def test_find_against_a_list(keys: list[str]) -> None:
     for key in {*keys, "nobody"}:
         assert index.find(key) == [i for i, k in enumerate(keys) if k == key]
     assert index.duplicates() == {k: [i for i, o in enumerate(keys) if o == k] for k in keys if keys.count(k) > 1}
-
-
-def index_of(keys: list[str]) -> Index:
-    """An index of these keys, each with an empty field x, of a shard that is not there."""
-    n = len(keys)
-    starts = np.arange(n, dtype=np.uint64) * 512
-    fields = make_fields(np.arange(n) + 1, np.zeros(n, np.int32), ["x"], [starts, starts + 512, np.zeros(n, np.uint64)])
-    hashes = np.array([naive_hash(key) for key in keys], np.uint64)
-    table = build.assemble(pa.array(keys, pa.utf8()), np.zeros(n, np.uint32), starts, starts + 512, fields, hashes, {})
-    return Index(table, Shards(["/t.tar"], [512 * n], [0], [n], [n]))
 
 
 def test_hashes_that_collide(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -584,3 +583,17 @@ def test_a_shard_that_is_another_one(tmp_path: Path) -> None:
     for row in range(2):
         with pytest.raises(errors.StaleIndexError, match=r"t\.wdsindex: does not describe .*t-000000\.tar any more"):
             Dataset(index)[row]
+
+
+def test_etags_are_optional(tmp_path: Path) -> None:
+    """A file without them is as it was before there were any; one with them keeps them."""
+    plain = Shards(["/a.tar", "s3://b/c.tar"], [1024, 1024], [0, 7], [0, 0], [0, 0])
+    assert "etag" not in json.loads(plain.to_json("/"))
+    assert Shards.from_json(plain.to_json("/"), "/") == plain
+    known = Shards(["/a.tar", "s3://b/c.tar"], [1024, 1024], [0, 7], [0, 0], [0, 0], ["", "abc"])
+    assert Shards.from_json(known.to_json("/"), "/") == known
+    plain.extend(known)
+    assert plain.etag == ["", "", "", "abc"]
+    for wrong in ([1, 2], ["a"], "ab", None):
+        with pytest.raises((ValueError, TypeError)):
+            Shards.from_json(json.dumps(json.loads(known.to_json("/")) | {"etag": wrong}), "/")

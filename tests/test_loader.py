@@ -13,9 +13,11 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -27,6 +29,7 @@ from indexing import build_of, labelled, save
 torch = pytest.importorskip("torch")
 
 import wdstools.loader  # noqa: E402
+from tests.servers import nginx  # noqa: E402
 from wdstools.dataset import Dataset  # noqa: E402
 from wdstools.deal import TAILS  # noqa: E402
 from wdstools.errors import StateError  # noqa: E402
@@ -170,6 +173,32 @@ def test_mixtures_stop_and_resume(a: int, b: int, weight: int, where: float, len
         assert rest(whole.state_dict(), world) == expected[stop:]
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_samples_of_a_mixture_name_their_source(dataset: Dataset, workers: int) -> None:
+    mixed = {"low": (dataset[:40], 2), "high": (dataset[40:], 1)}
+    seen = set()
+    for batch in loader(mixed, 5, num_workers=workers, epoch_length="all"):
+        for label, source in zip(batch["cls"], batch["__source__"], strict=True):
+            assert source == ("low" if int(label) < 40 else "high")
+            seen.add(int(label))
+    assert len(seen) > COUNT - 5  # the tail is dropped
+    (batch,) = loader({"only": (dataset[:5], 1)}, 5)
+    assert batch["__source__"] == ["only"] * 5
+    assert "__source__" not in next(iter(loader(dataset, 5)))
+    told: list[str] = []
+    next(iter(loader(mixed, 5, transform=lambda sample: told.append(sample["__source__"]) or 0)))  # type: ignore[func-returns-value]
+    assert len(told) == 5
+
+
+def test_a_source_is_never_overwritten() -> None:
+    kept = [{"__key__": "a", "n": 1}]
+    assert [b["__source__"] for b in loader({"x": (kept, 1)}, 1)] == [["x"]]
+    assert kept == [{"__key__": "a", "n": 1}]
+    theirs = {"x": ([{"__key__": "a", "__source__": "theirs"}], 1)}
+    with pytest.raises(ValueError, match="sample 'a' of source 'x' has a field __source__ already"):
+        drain(loader(theirs, 1))
+
+
 def test_seeds_and_epochs() -> None:
     def order(seed: int, epoch: int) -> list[int]:
         mine = loader(Numbers(500), 10, seed=seed)
@@ -223,6 +252,20 @@ def test_an_iteration_is_the_next_epoch() -> None:
         assert drain(mine) == epochs[7]  # from its start
         assert drain(older) == epochs[7][1:]  # moves nothing any more
         assert place(mine) == (8, 0)
+
+
+def test_a_loaded_state_survives_iterations_that_gave_nothing() -> None:
+    """torchdata begins twice before it draws the first batch."""
+    epochs = [[rows.tolist() for rows in Plan(20, batch_size=2, epoch=e).batches()] for e in range(2)]
+    for mine in both():
+        mine.load_state_dict({**mine.state_dict(), "step": 6})
+        unused = iter(mine)
+        assert place(mine) == (0, 6)
+        assert drain(mine) == epochs[0][6:]
+        mine.load_state_dict({**mine.state_dict(), "epoch": 0, "step": 10})
+        unused = iter(mine)
+        assert drain(mine) == epochs[1]  # of an epoch that was read whole there is nothing to begin again
+        del unused
 
 
 def test_a_loaded_state_and_set_epoch() -> None:
@@ -283,6 +326,7 @@ def test_fingerprints(dataset: Dataset, tmp_path: Path) -> None:
     views = [one, one[:10], one[10:20], Dataset(one.index, rows), Dataset(one.index, rows[::-1])]
     assert len(set(map(fingerprint, views))) == len(views)
     assert fingerprint(Numbers(3)) == "Numbers"
+    assert fingerprint([1, 2]) == "list"
 
     class Own(Numbers):
         fingerprint = "mine"
@@ -428,6 +472,115 @@ def test_what_cannot_be_sent_is_an_error(dataset: Dataset) -> None:
     """multiprocessing would lose the batch, and torch wait for ever."""
     with pytest.raises(TypeError, match=r"cannot pickle .*memoryview"):
         drain(loader(dataset, 4, num_workers=1, transform=wrapped))
+
+
+class Pair(NamedTuple):
+    tensor: Any
+    text: Any
+
+
+def pairs(samples: list[dict[str, Any]]) -> Any:
+    numbers = torch.tensor([int(bytes(sample["cls"])) for sample in samples])
+    texts = [sample["txt"] for sample in samples]
+    return {
+        "pair": Pair(numbers, texts[0]),
+        "tuple": (texts, bytearray(b"abc")),
+        "key": samples[0]["__key__"],
+        "none": None,
+    }
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("views", [False, True])
+def test_pinned_batches(dataset: Dataset, monkeypatch: pytest.MonkeyPatch, workers: int, views: bool) -> None:
+    """torch's thread that pins, for an accelerator that only it believes in: tensors are pinned, all else stays."""
+    pinned: list[Any] = []
+
+    def pin(tensor: Any) -> Any:
+        pinned.append(threading.current_thread())
+        return tensor.clone()
+
+    source = Dataset(dataset.index, views=views)
+    expected = list(loader(dataset, 4, collate=pairs))
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cpu"))
+    monkeypatch.setattr(torch.accelerator, "current_device_index", lambda: 0)
+    monkeypatch.setattr(torch.accelerator, "set_device_index", lambda index: None)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    mine = loader(source, 4, collate=pairs, num_workers=workers, pin_memory=True)
+    for batch, wanted in zip(mine, expected, strict=True):
+        assert type(batch["pair"]) is Pair
+        assert torch.equal(batch["pair"].tensor, wanted["pair"].tensor)
+        assert batch["pair"].text == wanted["pair"].text
+        assert type(batch["pair"].text) is bytes
+        assert (batch["tuple"], batch["key"], batch["none"]) == (wanted["tuple"], wanted["key"], None)
+        assert {type(text) for text in batch["tuple"][0]} == {bytes}
+    assert len(pinned) == len(expected)
+    assert (threading.main_thread() in pinned) == (not workers)
+    assert mine.state_dict()["epoch"] == 1
+
+
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true but no accelerator is found")
+def test_pinned_without_an_accelerator(dataset: Dataset) -> None:
+    for workers in (0, 1):
+        mine = loader(dataset, 4, transform=number_of, num_workers=workers, pin_memory=True)
+        assert drain(mine) == drain(loader(dataset, 4, transform=number_of))
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The same samples behind nginx, with their index."""
+    folder = tmp_path_factory.mktemp("served")
+    with nginx(folder) as server:
+        files = labelled([str(i) for i in range(COUNT)])
+        save(build_of(server.root, [files[:100], files[100:]]), server.root / "t.wdsindex")
+        yield server.url
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_remote_data_in_workers(served: str, method: str) -> None:
+    """After the parent has read: its threads and connections are no worker's."""
+    source = wdstools.open(f"{served}/t.wdsindex")
+    assert {number_of(sample) for sample in source.fetch(range(COUNT))} == set(range(COUNT))
+    options: Any = {"num_workers": 2, "multiprocessing_context": method, "timeout": 60}
+    expected = [rows.tolist() for rows in Plan(COUNT, batch_size=8).batches()]
+    assert drain(loader(source, 8, transform=number_of, **options)) == expected
+    assert number_of(source[3]) == 3
+    shards = wdstools.iterable(f"{served}/t-{{000000..000001}}.tar", transform=number_of, buffer=5)
+    assert sorted(shards) == list(range(COUNT))
+    if method == "spawn":
+        return  # starts as forkserver does, and slower
+    batches: Any = torch.utils.data.DataLoader(shards, batch_size=8, **options)
+    assert sorted(flat(drain(batches))) == list(range(COUNT))
+
+
+def test_how_workers_of_remote_data_start(served: str, large: Dataset, caplog: pytest.LogCaptureFixture) -> None:
+    source = wdstools.open(f"{served}/t.wdsindex")
+
+    def start(*arguments: Any, **options: Any) -> str | None:
+        context = loader(*arguments, 8, num_workers=2, **options).multiprocessing_context
+        return context and context.get_start_method()
+
+    assert start(source, transform=number_of) == "forkserver"
+    assert start({"a": (source, 1), "b": (large, 1)}) == "forkserver"
+    assert start(source, multiprocessing_context="fork") == "fork"
+    assert start(large, transform=number_of) is None
+    assert loader(source, 8).multiprocessing_context is None, "no workers"
+    assert not caplog.records
+    assert start(source, transform=lambda sample: sample) is None, "Python's own way, which is to fork"
+    assert "transform cannot be pickled: workers are forked" in caplog.text
+
+
+def test_a_loader_of_ones_own_that_forks(served: str) -> None:
+    """A plain DataLoader over a remote Dataset that the parent has used, epoch after epoch."""
+    source = wdstools.open(f"{served}/t.wdsindex")
+    for _ in range(2):
+        assert len(source.fetch(range(0, COUNT, 3))) == 35
+        plain: Any = torch.utils.data.DataLoader(
+            source, batch_size=8, shuffle=True, num_workers=2, collate_fn=collate_batch,  # type: ignore[arg-type]
+            multiprocessing_context="fork", timeout=60,
+        )  # fmt: skip
+        assert sorted(int(label) for batch in plain for label in batch["cls"]) == list(range(COUNT))
 
 
 def mixed(sample: dict[str, Any]) -> dict[str, Any]:

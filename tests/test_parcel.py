@@ -6,7 +6,7 @@ import gc
 import os
 import pickle
 from multiprocessing.reduction import ForkingPickler
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -81,6 +81,17 @@ def test_writes_and_reads_that_end_early(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(os, "pwritev", write)
     monkeypatch.setattr(os, "pread", lambda fd, size, at: reads(fd, min(size, 60_000), at))
     assert pickle.loads(send(packer(batch))) == batch
+
+
+class Named(NamedTuple):
+    view: Any
+    rest: Any
+
+
+def test_views_in_named_tuples() -> None:
+    found = pickle.loads(send(Packer()({"x": Named(memoryview(b"abc"), [Named(memoryview(bytes(APART)), 1)])})))
+    assert found == {"x": Named(b"abc", [Named(bytes(APART), 1)])}
+    assert type(found["x"]) is Named
 
 
 def test_views_and_arrays() -> None:

@@ -356,6 +356,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send_response(302)
             self.send_header("Location", "/" + what[3:])
             self.send_header("Content-Length", "0")
+            self.send_header("Connection", "close")  # or a client that is quick asks on this one
             self.end_headers()
         elif what == "no-http":
             self.wfile.write(b"what?\r\n\r\n")
@@ -443,7 +444,7 @@ BROKEN_HTTP = {
 
 @pytest.mark.parametrize("path", BROKEN_HTTP)
 def test_broken_http(server: str, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage, "_STORES", Stores(retries=Retries(idle=0.3, attempts=2, first=0.01)))
+    monkeypatch.setattr(storage, "_STORES", Stores(retries=Retries(idle=0.8, attempts=2, first=0.01)))
     got, error = take(wdstools.stream(f"{server}/{path}"))
     assert isinstance(error, BROKEN_HTTP[path])
     assert f"{server}/{path}" in str(error)

@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 
 from tests.servers import Servers
-from wdstools import remote
+from wdstools import remote, storebase
 from wdstools.cache import CachedStore
 from wdstools.errors import ChangedError, NotFoundError, PastEndError, StoreError, UrlError
 from wdstools.store import LocalStore, MemoryStore, Stat, Store, open_store
@@ -100,10 +100,11 @@ def http_plain(servers: Servers, tmp_path: Path) -> Place:
     return http(servers, tmp_path, "?signature=a%2Fb")
 
 
-def cloud(servers: Servers, scheme: str, **more: Any) -> Place:
-    server, folder = servers.get(scheme), f"f{next(numbers)}"
+def cloud(servers: Servers, scheme: str, name: str = "", **more: Any) -> Place:
+    """`name`: of the server, where it is not that of the scheme."""
+    server, folder = servers.get(name or scheme), f"f{next(numbers)}"
     url, options = f"{scheme}://bucket/{folder}/", {**server.options, **more}
-    writer = servers.kept(scheme, lambda: open_store(url, server.options)[0])
+    writer = servers.kept(server.url, lambda: open_store(url, server.options)[0])
     return Place(
         lambda: open_store(url, options)[0],
         lambda name: f"{folder}/{name}",
@@ -150,6 +151,14 @@ def fsspec_memory(servers: Servers, tmp_path: Path) -> Place:
     )
 
 
+def ceph(servers: Servers, tmp_path: Path) -> Place:
+    return cloud(servers, "s3", "ceph")
+
+
+def ceph_fsspec(servers: Servers, tmp_path: Path) -> Place:
+    return cloud(servers, "s3", "ceph", default_cache_type="none")
+
+
 def s3_cached(servers: Servers, tmp_path: Path) -> Place:
     place = cloud(servers, "s3")
     make = place.make
@@ -158,7 +167,21 @@ def s3_cached(servers: Servers, tmp_path: Path) -> Place:
     return place
 
 
-PLACES = [s3_cached, local, memory, http, http_plain, s3, gs, az, s3_fsspec, gs_fsspec, az_fsspec, fsspec_memory]
+PLACES: list[Any] = [
+    s3_cached,
+    local,
+    memory,
+    http,
+    http_plain,
+    s3,
+    gs,
+    az,
+    s3_fsspec,
+    gs_fsspec,
+    az_fsspec,
+    fsspec_memory,
+]
+PLACES += [pytest.param(place, marks=pytest.mark.ceph) for place in (ceph, ceph_fsspec)]
 READ_ONLY = {"http", "http_plain"}
 
 
@@ -255,6 +278,40 @@ def test_open_at_the_edges(place: Place, nbytes: int) -> None:
     assert place.store.size(place.path("a.tar")).nbytes == nbytes
     with place.store.open(place.path("a.tar")) as file:
         assert file.read() == BIG[:nbytes]
+
+
+def test_read_many(place: Place) -> None:
+    """Each object gets what read_ranges would give it: bytes, or its own error."""
+    contents = {"a.tar": MIDDLE, "b.tar": MIDDLE[::-1], "empty": b""}
+    for name, data in contents.items():
+        place.write(name, data)
+    rng = random.Random(9)
+    wanted: list[tuple[str, list[tuple[int, int]]]] = [("none.tar", [(0, 9)]), ("empty", []), ("a.tar", [(5, 5)])]
+    for name in ("a.tar", "b.tar", "a.tar"):
+        starts = [rng.randrange(290_000) for _ in range(6)]
+        wanted.append((name, [(start, start + rng.choice([0, 1, 5000])) for start in starts]))
+    wanted.insert(4, ("b.tar", [(0, 10), (299_999, 300_001)]))
+    store = place.make()
+    for _ in range(2):  # the second time all versions are known
+        found = list(store.read_many((place.path(name), ranges) for name, ranges in wanted))
+        assert isinstance(found.pop(0), NotFoundError)
+        assert isinstance(found.pop(3), PastEndError)
+        good = [item for i, item in enumerate(wanted) if i not in (0, 4)]
+        for (name, ranges), got in zip(good, found, strict=True):
+            assert not isinstance(got, StoreError)
+            assert [bytes(data) for data in got] == [contents.get(name, b"")[start:end] for start, end in ranges]
+    assert list(store.read_many([])) == []
+    sizes = list(store.sizes(place.path(name) for name in ("a.tar", "none.tar", "empty")))
+    assert [size.nbytes for size in sizes if isinstance(size, Stat)] == [300_000, 0]
+    assert isinstance(sizes[1], NotFoundError)
+    known = store.pinned(place.path("a.tar"))
+    assert known is not None
+    assert known.nbytes == 300_000
+    assert store.pinned(place.path("never.tar")) is None
+    store.forget(place.path("a.tar"))
+    assert store.pinned(place.path("a.tar")) is None
+    with pytest.raises(ValueError, match="range"):
+        list(store.read_many([(place.path("a.tar"), [(3, 1)])]))
 
 
 def test_nothing_there(place: Place) -> None:
@@ -512,3 +569,13 @@ def test_nothing_heavy_is_loaded() -> None:
     code = "import wdstools.store, sys; print(*{m.split('.')[0] for m in sys.modules})"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert not {"obstore", "fsspec", "numpy", "pyarrow", "asyncio", "ssl"} & set(out.split())
+
+
+def test_versions_of_many_objects_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a store remembers does not grow with the shards that it has read."""
+    monkeypatch.setattr(storebase, "PINS", 64)
+    store = MemoryStore({f"{i}": b"x" for i in range(1000)})
+    for i in range(1000):
+        store.size(f"{i}")
+        assert store.pinned(f"{i}") is not None
+    assert len(store._pins) <= 64

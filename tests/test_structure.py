@@ -26,13 +26,21 @@ ROOMS = [
     ["writer", "dataset", "summary"],
     ["convert"],
     ["loader", "compat", "serve"],
-    ["cli"],
+    ["cli", "lightning"],
 ]
 LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
-SAME_ROOM = {"merge": "build", "access": "dataset", "braces": "urls", "deal": "plan", "mix": "plan", "permute": "plan"}
-SAME_ROOM |= {"sampler": "loader", "parcel": "loader"}
-SAME_ROOM |= dict.fromkeys(["store", "storebase", "ranges", "retrying", "failures", "httpclient"], "storage")
-SAME_ROOM |= dict.fromkeys(["obstores", "fsspecs", "remote", "cache", "blocks"], "storage")
+MODULES = {  # of rooms that are more than one module
+    "urls": "braces pipes",
+    "plan": "deal mix permute",
+    "storage": "store storebase ranges inflight retrying failures passing"
+    " remote obstores fsspecs httpclient cache blocks",
+    "index": "shardtable indexfile rowbatches",
+    "build": "merge",
+    "dataset": "access fetching finding",
+    "loader": "sampler parcel streaming shardorder workers",
+    "compat": "gopen",
+}
+SAME_ROOM = {module: room for room, modules in MODULES.items() for module in modules.split()}
 CORE = "_core"  # the C extension stands below all of them
 HEAVY = ["torch", "pyarrow", "numpy", "fsspec", "webdataset", "duckdb", "click", "obstore", "PIL", "tqdm"]
 
@@ -199,7 +207,9 @@ def foreign(name: str, source: str) -> Iterator[str]:
             yield node.module.split(".")[0]
 
 
-@pytest.mark.parametrize(("module", "only"), [("webdataset", {"compat"}), ("torch", {"loader"})])
+@pytest.mark.parametrize(
+    ("module", "only"), [("webdataset", {"compat"}), ("torch", {"loader"}), ("lightning", {"lightning"})]
+)
 def test_only_one_room_imports(module: str, only: set[str]) -> None:
     assert {room(name) for name, source in sources().items() if module in foreign(name, source)} <= only
 

@@ -4,6 +4,7 @@
     open(urls)          samples in any order, by number or key
     ShardWriter(...)    write shards and their index
     loader(...)         a torch DataLoader: exact epochs, ranks, resume
+    iterable(urls)      a torch IterableDataset: shards dealt to ranks and workers, a shuffle buffer
     tar.walk(file)      the members of a tar
 
 Names are loaded when they are first used, so that commands start at once.
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from wdstools.errors import WdsError
     from wdstools.loader import loader as loader
     from wdstools.reader import stream
+    from wdstools.streaming import ShardIterable as iterable
     from wdstools.writer import ShardWriter
 
 __version__ = "0.1.0"
@@ -28,12 +30,13 @@ _WHERE = {
     "Dataset": ("wdstools.dataset", "Dataset"),
     "ShardWriter": ("wdstools.writer", "ShardWriter"),
     "WdsError": ("wdstools.errors", "WdsError"),
+    "iterable": ("wdstools.streaming", "ShardIterable"),
     "open": ("wdstools.dataset", "open_dataset"),
     "stream": ("wdstools.reader", "stream"),
 }
 _MODULES = ("compat", "errors", "loader", "tar", "urls")  # loader can be called, too
 
-__all__ = ["Dataset", "ShardWriter", "WdsError", "open", "stream"]
+__all__ = ["Dataset", "ShardWriter", "WdsError", "iterable", "open", "stream"]
 
 
 def __getattr__(name: str) -> Any:

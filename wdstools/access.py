@@ -6,38 +6,27 @@ Whichever way bytes come, the same C code parses them and compares them with the
 from __future__ import annotations
 
 import contextlib
-import functools
+import itertools
 import logging
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any
 
-import pyarrow as pa
-
-from wdstools import _core, build, urls
-from wdstools.compression import MAGIC_BYTES, Decompressed, kind
-from wdstools.errors import ChangedError, PastEndError, ShardError, StaleIndexError, StoreError
-from wdstools.index import Index, Shards
-from wdstools.merge import merge
+from wdstools import _core, build
+from wdstools.compression import MAGIC_BYTES, kind
+from wdstools.errors import IndexFileError, ShardError, StaleIndexError, StoreError, WdsError
+from wdstools.fetching import Ahead, Fetcher, Outcome, is_remote, stale
+from wdstools.finding import COMPRESSED, StoredIndex
+from wdstools.index import Index
 from wdstools.samples import Sample
-from wdstools.storage import open_local, open_source
+from wdstools.storage import open_local
 from wdstools.store import Stores
 
 log = logging.getLogger("wdstools")
-R = TypeVar("R")
 
 OPEN_FILES = 64  # descriptors that a Dataset holds at most
-SHARDS = 32  # remote shards that are read at once
-INDEXED = 8  # shards that are streamed at once, to index them
-AHEAD = 64  # remote samples that are read together where they are asked for one after the other
-COMPRESSED = "is compressed ({}): random access needs plain tars; stream() reads it as it is"
-
-
-def is_remote(url: str) -> bool:
-    """Whether a Store reads this URL; commands and local files are not for it."""
-    return urls.scheme(url) not in ("file", "pipe") and url != "-"
 
 
 class Access:
@@ -53,6 +42,8 @@ class Access:
         self.reader = _core.SampleReader(fields, views)
         index.attach(self.reader)
         self.remote = [is_remote(url) for url in index.shards.url]
+        self.local = not any(self.remote)
+        self.fetcher = Fetcher(index, self.reader, stores, index.url if isinstance(index, StoredIndex) else None)
 
     def read(self, row: int) -> Sample:
         """Return the sample of a row. Raises StaleIndexError, IndexFileError, StoreError."""
@@ -62,106 +53,96 @@ class Access:
                 return sample
             key, shard, start, end = self.index.locate(row)
             if self.remote[shard]:
-                return self._ranges(shard, [(key, start, end)])[0]
+                ((_, outcome),) = self.fetcher.outcomes([row])
+                if isinstance(outcome, WdsError):
+                    raise outcome
+                return outcome
             fd, url, path, _ = self.files.get(shard)
             return self.reader.read(fd, start, end, key, url, path)
         except ShardError as error:
             raise self.stale(error) from error
 
-    def read_many(self, rows: Sequence[int]) -> list[Sample]:
+    def read_many(self, rows: Sequence[Any], row_of: Callable[[Any], int] = int) -> list[Sample]:
         """Return the samples of rows, in their order: read in the order in which they lie in their shards, which is
-        that of the rows; remote shards all at once, neighbours in one request. Raises as read() does."""
-        found: list[Sample] = [{}] * len(rows)
-        order = sorted(range(len(rows)), key=rows.__getitem__)
-        if not any(self.remote):
-            for i in order:
-                found[i] = self.read(rows[i])
-            return found
-        wanted: dict[int, list[int]] = {}  # remote shard -> places in `rows`
-        ranges: dict[int, list[tuple[str, int, int]]] = {}
-        for i in order:
-            key, shard, start, end = self.index.locate(rows[i])
-            if self.remote[shard]:
-                wanted.setdefault(shard, []).append(i)
-                ranges.setdefault(shard, []).append((key, start, end))
-            else:
-                found[i] = self.read(rows[i])
+        that of the rows; remote shards all at once, neighbours in one request. `row_of` is asked for the rows of what
+        is not a number from 0 to that of the rows. Raises as read() does."""
         try:
-            for shard, samples in zip(wanted, _Threads.map(self._ranges, ranges.items()), strict=True):
-                for i, sample in zip(wanted[shard], samples, strict=True):
-                    found[i] = sample
+            found, left = self.reader.read_rows(rows, self.files.open)
         except ShardError as error:
             raise self.stale(error) from error
-        return found
+        if left:
+            self._read_left({i: row_of(rows[i]) for i in left}, found)
+        return found  # type: ignore[return-value]  # nothing is None any more
+
+    def _read_left(self, rows: dict[int, int], found: list[Sample | None]) -> None:
+        """Put the samples of rows[i] into found[i]."""
+        local: dict[int, list[int]] = {}  # shard -> places in `found`
+        far: list[int] = []
+        for i in sorted(rows, key=rows.__getitem__):
+            shard = self.index.locate(rows[i])[1]
+            if self.remote[shard]:
+                far.append(i)
+            else:
+                local.setdefault(shard, []).append(i)
+        for place, outcome in self.fetcher.outcomes([rows[i] for i in far]):
+            if isinstance(outcome, WdsError):
+                raise outcome
+            found[far[place]] = outcome
+        self._read_local(rows, found, local)
+
+    def _read_local(self, rows: dict[int, int], found: list[Sample | None], local: dict[int, list[int]]) -> None:
+        """The samples of shards that were not open, of as many shards at once as may be."""
+        shards = iter(local)
+        while group := list(itertools.islice(shards, OPEN_FILES)):
+            try:
+                for shard in group:
+                    self.files.get(shard)
+                places = [i for shard in group for i in local[shard]]
+                samples, left = self.reader.read_rows([rows[i] for i in places], self.files.open)
+            except ShardError as error:
+                raise self.stale(error) from error
+            for i, sample in zip(places, samples, strict=True):
+                found[i] = sample
+            for k in left:  # another thread has opened others since, or it is not sound
+                found[places[k]] = self.read(rows[places[k]])
 
     def each(self, rows: Iterable[int]) -> Iterator[Sample]:
-        """Yield the samples of rows; remote ones are read AHEAD at a time. Raises as read() does."""
-        if not any(self.remote):
+        """Yield the samples of rows, remote ones while the next are under way. Raises as read() does, in the place of
+        the sample that cannot be had."""
+        if self.local:
             yield from map(self.read, map(int, rows))
             return
-        batch: list[int] = []
-        for row in rows:
-            batch.append(int(row))
-            if len(batch) == AHEAD:
-                yield from self.read_many(batch)
-                batch = []
-        yield from self.read_many(batch)
+        yield from Ahead(self._outcomes, self._nbytes).each(map(int, rows))
 
-    def _ranges(self, shard: int, wanted: Sequence[tuple[str, int, int]]) -> list[Sample]:
-        """Samples (key, start, end) of a remote shard."""
-        url, nbytes = self.index.shards.url[shard], self.index.shards.nbytes[shard]
-        home = self.index.url if isinstance(self.index, StoredIndex) else url
-        store, path = self.stores.beside(home, url).of(url)
+    def _outcomes(self, rows: Sequence[int], stopped: threading.Event) -> list[Outcome]:
+        """The sample of each row, or what is wrong with it, until somebody says stop."""
+        found: list[Outcome] = [{}] * len(rows)
+        far: list[int] = []
+        for i, row in enumerate(rows):
+            try:
+                if self.remote[self.index.locate(row)[1]]:
+                    far.append(i)
+                else:
+                    found[i] = self.read(row)
+            except WdsError as error:
+                found[i] = error
+        with contextlib.closing(self.fetcher.outcomes([rows[i] for i in far])) as outcomes:
+            for place, outcome in outcomes:
+                if stopped.is_set():
+                    break
+                found[far[place]] = outcome
+        return found
+
+    def _nbytes(self, row: int) -> int:
         try:
-            bodies = store.read_ranges(path, [(start, end) for _, start, end in wanted])
-            stat = store._pins.get(path) or store.size(path)  # what came with the bytes
-        except (ChangedError, PastEndError) as error:
-            raise self._stale(url, error) from error
-        if stat.nbytes != nbytes:
-            raise self._stale(url, f"{stat.nbytes} bytes, where the index has {nbytes}")
-        parse = self.reader.parse
-        return [parse(body, start, key, url, None) for (key, start, _), body in zip(wanted, bodies, strict=True)]
+            _, _, start, end = self.index.locate(row)
+        except IndexFileError:  # which is raised in its place
+            return 0
+        return end - start
 
     def stale(self, error: ShardError) -> StaleIndexError:
         """The error for a shard whose bytes are not what the index says."""
-        return self._stale(str(error.url), error)
-
-    def _stale(self, url: str, why: object) -> StaleIndexError:
-        return StaleIndexError(
-            f"{self.index.name}: does not describe {url} any more: {why}; rebuild it with wds-index build"
-        )
-
-
-class _Threads:
-    """The threads of this process that wait for remote shards. A forked child has no threads of its parent's."""
-
-    pool: ThreadPoolExecutor | None = None
-    inherited: list[object] = []  # noqa: RUF012 - kept for ever: its queue may have been locked at the fork
-
-    @classmethod
-    def after_fork(cls) -> None:
-        cls.inherited.append(cls.pool)
-        cls.pool = None
-
-    @classmethod
-    def map(cls, function: Callable[..., R], calls: Iterable[tuple[Any, ...]]) -> Iterator[R]:
-        """As itertools.starmap, in threads where there are several calls. The first error, after all have ended."""
-        todo = list(calls)
-        if len(todo) < 2:
-            yield from (function(*call) for call in todo)
-            return
-        if cls.pool is None:
-            cls.pool = ThreadPoolExecutor(SHARDS, thread_name_prefix="wdstools-fetch")
-        under_way = [cls.pool.submit(function, *call) for call in todo]
-        try:
-            for future in under_way:
-                yield future.result()
-        finally:
-            for future in under_way:
-                future.cancel()
-
-
-os.register_at_fork(after_in_child=_Threads.after_fork)
+        return stale(self.index, str(error.url), error)
 
 
 class _Descriptor:
@@ -226,67 +207,4 @@ class _Files:
             )  # fmt: skip
 
 
-class StoredIndex(Index):
-    """An index that was read whole through a Store. Pickled, it is its URL: a worker reads it again."""
-
-    def __init__(
-        self, table: pa.Table, shards: Shards, metadata: dict[str, str], source: tuple[str, Stores, int]
-    ) -> None:
-        super().__init__(table, shards, None, metadata)
-        self._source = source  # URL, how it was read, hash of its bytes
-
-    @property
-    def url(self) -> str:
-        """Where it was read."""
-        return self._source[0]
-
-    @property
-    def name(self) -> str:
-        return self.url
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return load_stored, self._source
-
-
-def load_stored(url: str, stores: Stores, known: int | None = None) -> StoredIndex:
-    """Read an index through its store. `known`: the hash that its bytes must have.
-
-    Raises NotFoundError, StoreError, IndexFileError; ChangedError where it is not the one that is known."""
-    store, path = stores.of(url)
-    with contextlib.closing(store.open(path)) as file:
-        data = file.read()
-    found = _core.hash_key(data)
-    if known is not None and found != known:
-        raise ChangedError(f"{url}: was replaced while it was in use; open it anew")
-    index = Index._read(pa.BufferReader(data), url, urls.dirname(url))
-    return StoredIndex(index.table, index.shards, index.metadata, (url, stores, found))
-
-
-def index_shards(shards: Sequence[str], stores: Stores) -> Index:
-    """Index shards in memory, remote ones by streaming them. Raises ShardError, StoreError."""
-    if not any(map(is_remote, shards)):
-        return build.build(shards)
-    one = functools.partial(_index_shard, stores=stores)
-    with ThreadPoolExecutor(min(INDEXED, len(shards))) as pool:
-        sizes = [pool.submit(_size, url, stores) for url in shards]
-        for size in sizes:
-            size.result()  # one that is not there shows before gigabytes of others were read
-        return merge(list(pool.map(one, shards)))
-
-
-def _size(url: str, stores: Stores) -> None:
-    store, path = stores.of(url)
-    store.size(path)
-
-
-def _index_shard(url: str, stores: Stores) -> Index:
-    if not is_remote(url):
-        return build.index_shard(url)
-    with open_source(url, stores) as source:
-        if isinstance(source.handle, Decompressed):
-            raise StoreError(f"{url}: {COMPRESSED.format('gzip, zstd, bzip2 or xz')}")
-        whole: Any = build._Whole(source) if source.head else source.handle
-        return build.from_columns(_core.scan(whole, url), url)
-
-
-__all__ = ["Access", "StoredIndex", "index_shards", "is_remote", "load_stored"]
+__all__ = ["Access", "is_remote"]

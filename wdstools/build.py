@@ -15,8 +15,9 @@ import pyarrow as pa
 from wdstools import _core, urls
 from wdstools.columns import CORE, HIDDEN, Lift, lift_column, make_fields, one_chunk, text_array
 from wdstools.errors import IndexFileError, NotFoundError, ShardError, StaleIndexError, UrlError, WdsError
-from wdstools.index import Index, Shards, canonical
+from wdstools.index import Index
 from wdstools.merge import Metadata, Spool, merge
+from wdstools.shardtable import Shards, canonical
 from wdstools.storage import Source, open_local, open_source
 
 CHECK_ROWS = 1 << 14
@@ -123,12 +124,22 @@ def index_shard(url: str, *, lift: Lift = ()) -> Index:
         if source.local_path is None or not isinstance(source.handle, int):
             if lift:
                 raise ShardError("columns can be lifted from plain local shards only", url)
-            return from_columns(_core.scan(_Whole(source) if source.head else source.handle, url), url)
+            return scan(source)
         columns = _core.scan(source.handle, url)
         return from_columns(columns, url, fd=source.handle, lift=lift)
 
 
-class _Whole:
+def scan(source: Source) -> Index:
+    """Index an opened shard by reading it from its start to its end; of a remote one the version is kept."""
+    columns = _core.scan(Whole(source) if source.head else source.handle, source.url)
+    index = from_columns(columns, source.url)
+    version = source.version()
+    if version is not None and version.nbytes == index.shards.nbytes[0]:  # else it was compressed
+        index.shards.etag, index.shards.mtime = [version.etag or ""], [version.mtime_ns or 0]
+    return index
+
+
+class Whole:
     """A source from its start: what was read to look at it, then the rest."""
 
     def __init__(self, source: Source) -> None:
@@ -257,8 +268,8 @@ class _Known:
         extra = {name: one_chunk(part.column(name)) for name in self.kept}
         table = assemble(columns[0], zeros, places[0], places[1], columns[1], self.hashes[first:end], extra)
         s = self.index.shards
-        numbers = ([column[number]] for column in (s.nbytes, s.mtime, s.nsamples, s.nmembers))
-        return Index(table, Shards([url], *numbers))
+        shards = Shards([url], [s.nbytes[number]], [s.mtime[number]], [s.nsamples[number]], [s.nmembers[number]])
+        return Index(table, shards)
 
 
 def check(
@@ -296,6 +307,19 @@ def check(
 
     with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
         return [error for error in pool.map(one, range(len(index.shards))) if error]
+
+
+def verify(index: Index, number: int, columns: _core.Columns) -> None:
+    """Compare a shard of an index with what _core.scan found; hashes, which follow from the keys, are left to check().
+
+    Raises StaleIndexError, IndexFileError, ShardError."""
+    index.validate()
+    url, end = index.shards.url[number], sum(index.shards.nsamples[: number + 1])
+    rows = slice(end - index.shards.nsamples[number], end)
+    found = from_columns(columns, url)
+    reason = _difference(index, number, rows, _unsorted_hashes(found), found)
+    if reason:
+        raise StaleIndexError(f"{index.name}: {url}: {reason}")
 
 
 def _difference(

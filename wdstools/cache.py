@@ -8,16 +8,21 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import defaultdict
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from typing import BinaryIO
+from dataclasses import dataclass, field
+from typing import BinaryIO, TypeAlias, cast
 
 from wdstools.blocks import Blocks
-from wdstools.errors import UrlError
+from wdstools.errors import StoreError, UrlError
 from wdstools.ranges import Buffer, Range
 from wdstools.storebase import Stat, Store, as_file, beyond
 
 BLOCK = 4 * 1024 * 1024  # bytes of an object in a block
-WINDOW = 16  # blocks that are fetched and held at once
+WINDOW = 32  # blocks that are fetched and held at once
+
+Numbers: TypeAlias = list[int]
+Found: TypeAlias = list[Buffer] | StoreError
 
 _SIZE = re.compile(r"(.+):([0-9.]+)\s*([kKMGT]?)(i?)B", re.DOTALL)
 _UNITS = {"": 0, "k": 1, "K": 1, "M": 2, "G": 3, "T": 4}
@@ -35,6 +40,37 @@ def parse(text: str) -> tuple[str, int]:
     return match[1], nbytes
 
 
+@dataclass(eq=False)
+class _Job:
+    """One object of a batch. `pieces`: of each range, what each of its blocks gives; `lacking`: for the blocks that are
+    not here, the places that wait for them; `uncached`: it has no version that blocks could be kept under."""
+
+    path: str
+    ranges: list[Range]
+    stat: Stat | None = None
+    error: StoreError | None = None
+    uncached: bool = False
+    pieces: list[list[Buffer]] = field(default_factory=list)
+    lacking: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
+
+    def span(self, number: int) -> Range:
+        """The bytes of a block in the object."""
+        return number * BLOCK, min(number * BLOCK + BLOCK, cast(Stat, self.stat).nbytes)
+
+    def put(self, number: int, block: Buffer) -> None:
+        """Give a block to the ranges that wait for it: copied, as a view would keep the block, and with it all that was
+        read together."""
+        view = memoryview(block)
+        for i, j in self.lacking[number]:
+            start, end = self.ranges[i]
+            self.pieces[i][j] = bytes(view[max(0, start - number * BLOCK) : end - number * BLOCK])
+
+    def joined(self) -> list[Buffer]:
+        if not self.pieces:  # all of its ranges are empty
+            return [b""] * len(self.ranges)
+        return [found[0] if len(found) == 1 else b"".join(found) for found in self.pieces]
+
+
 class CachedStore(Store):
     """A store whose reads go through blocks on disk. `cache`: as `parse` takes it."""
 
@@ -47,34 +83,22 @@ class CachedStore(Store):
         return self._store.size(path)
 
     def read_ranges(self, path: str, ranges: Iterable[Range]) -> list[Buffer]:
-        wanted = list(ranges)
-        if any(not 0 <= start <= end for start, end in wanted):
+        (found,) = self.read_many([(path, ranges)])
+        if isinstance(found, StoreError):
+            raise found
+        return found
+
+    def read_many(self, wanted: Iterable[tuple[str, Iterable[Range]]]) -> Iterator[list[Buffer] | StoreError]:
+        jobs = [_Job(path, list(ranges)) for path, ranges in wanted]
+        if any(not 0 <= start <= end for job in jobs for start, end in job.ranges):
             raise ValueError("a range must start at 0 or later and not end before it starts")
-        if not any(start < end for start, end in wanted):
-            return [b""] * len(wanted)
-        stat = self._known(path)
-        if (end := max(end for start, end in wanted if start < end)) > stat.nbytes:
-            raise beyond(self.url(path), end, stat.nbytes)
-        if stat.etag is None and stat.mtime_ns is None:  # nothing tells one version from the next
-            return self._store.read_ranges(path, wanted)
-        pieces: list[list[Buffer]] = [[b""] * (-(-end // BLOCK) - start // BLOCK) for start, end in wanted]
-        lacking: dict[int, list[tuple[int, int]]] = {}
-        for i, (start, end) in enumerate(wanted):
-            for j, number in enumerate(range(start // BLOCK, -(-end // BLOCK)) if start < end else ()):
-                piece = self._piece(path, stat, number, start, end)
-                if piece is None:
-                    lacking.setdefault(number, []).append((i, j))
-                else:
-                    pieces[i][j] = piece
-        numbers = sorted(lacking)
-        for first in range(0, len(numbers), WINDOW):
-            for number, block in self._fetch(path, stat, numbers[first : first + WINDOW]):
-                view = memoryview(block)
-                for i, j in lacking[number]:
-                    start, end = wanted[i]
-                    # copied: a view would keep the block, and with it all that was read together
-                    pieces[i][j] = bytes(view[max(0, start - number * BLOCK) : end - number * BLOCK])
-        return [found[0] if len(found) == 1 else b"".join(found) for found in pieces]
+        return self._answers(jobs)
+
+    def sizes(self, paths: Iterable[str]) -> Iterator[Stat | StoreError]:
+        return self._store.sizes(paths)
+
+    def pinned(self, path: str) -> Stat | None:
+        return super().pinned(path) or self._store.pinned(path)
 
     def open(self, path: str) -> BinaryIO:
         return as_file(self._pieces(path), BLOCK // 16)
@@ -96,9 +120,11 @@ class CachedStore(Store):
     def _known(self, path: str) -> Stat:
         """The version whose blocks are read: asked for once."""
         self._after_fork()
-        if path not in self._pins:
-            self._pins[path] = self._store.size(path)
-        return self._pins[path]
+        stat = self._pins.get(path)
+        if stat is None:
+            stat = self._store.size(path)
+            self._pin(path, stat)
+        return stat
 
     def _key(self, path: str, stat: Stat, number: int) -> str:
         version = stat.etag if stat.etag is not None else f"{stat.nbytes}-{stat.mtime_ns}"
@@ -111,23 +137,72 @@ class CachedStore(Store):
         nbytes = min(BLOCK, stat.nbytes - at)
         return self._blocks.read(self._key(path, stat, number), max(0, start - at), min(end - at, nbytes), nbytes)
 
-    def _fetch(self, path: str, stat: Stat, numbers: Sequence[int]) -> Iterator[tuple[int, Buffer]]:
+    def _answers(self, jobs: Sequence[_Job]) -> Generator[Found, None, None]:
+        """The ranges of each object: blocks that are here, then the others, WINDOW at a time."""
+        self._know([job for job in jobs if any(start < end for start, end in job.ranges)])
+        for job in jobs:
+            if job.stat is not None:
+                self._take(job, job.stat)
+        missing = [(job, number) for job in jobs for number in sorted(job.lacking)]
+        for first in range(0, len(missing), WINDOW):
+            self._fetch(missing[first : first + WINDOW])
+        for job in jobs:
+            if job.error is not None:
+                yield job.error
+            elif job.uncached:
+                yield from self._store.read_many([(job.path, job.ranges)])
+            else:
+                yield job.joined()
+
+    def _know(self, jobs: Sequence[_Job]) -> None:
+        """Find the versions whose blocks are read; each is asked for once."""
+        self._after_fork()
+        unknown = [job for job in jobs if job.path not in self._pins]
+        for job, found in zip(unknown, self._store.sizes([job.path for job in unknown]), strict=True):
+            if isinstance(found, StoreError):
+                job.error = found
+            else:
+                self._pin(job.path, found)
+        for job in jobs:
+            if job.error is None:
+                job.stat = self._known(job.path)
+
+    def _take(self, job: _Job, stat: Stat) -> None:
+        """Read what is here of an object, and note which blocks are lacking."""
+        if (end := max(end for start, end in job.ranges if start < end)) > stat.nbytes:
+            job.error = beyond(self.url(job.path), end, stat.nbytes)
+        elif stat.etag is None and stat.mtime_ns is None:  # nothing tells one version from the next
+            job.uncached = True
+        else:
+            for i, (start, end) in enumerate(job.ranges):
+                job.pieces.append([b""] * (-(-end // BLOCK) - start // BLOCK))
+                for j, number in enumerate(range(start // BLOCK, -(-end // BLOCK)) if start < end else ()):
+                    piece = self._piece(job.path, stat, number, start, end)
+                    if piece is None:
+                        job.lacking.setdefault(number, []).append((i, j))
+                    else:
+                        job.pieces[i][j] = piece
+
+    def _fetch(self, missing: Sequence[tuple[_Job, int]]) -> None:
         """Blocks that were not here: from whoever fetched them meanwhile, else from the store, all at once."""
-        keys = {number: self._key(path, stat, number) for number in numbers}
-        found: list[tuple[int, Buffer]] = []
-        with self._blocks.alone(list(keys.values())):
-            lacking = []
-            for number in numbers:
-                data = self._piece(path, stat, number, 0, stat.nbytes)
-                if data is None:
-                    lacking.append(number)
-                else:
-                    found.append((number, data))
-            ranges = [(number * BLOCK, min(number * BLOCK + BLOCK, stat.nbytes)) for number in lacking]
-            for number, block in zip(lacking, self._store.read_ranges(path, ranges), strict=True):
-                self._blocks.write(keys[number], block)
-                found.append((number, block))
-        yield from found
+        keys = [self._key(job.path, cast(Stat, job.stat), number) for job, number in missing]
+        with self._blocks.alone(keys):
+            left: defaultdict[_Job, Numbers] = defaultdict(Numbers)  # that nobody else has fetched
+            for job, number in missing:
+                stat = cast(Stat, job.stat)
+                data = self._piece(job.path, stat, number, 0, stat.nbytes)
+                if data is not None:
+                    job.put(number, data)
+                elif job.error is None:
+                    left[job].append(number)
+            wanted = [(job.path, [job.span(number) for number in numbers]) for job, numbers in left.items()]
+            for (job, numbers), found in zip(left.items(), self._store.read_many(wanted), strict=True):
+                if isinstance(found, StoreError):
+                    job.error = found
+                    continue
+                for number, block in zip(numbers, found, strict=True):
+                    self._blocks.write(self._key(job.path, cast(Stat, job.stat), number), block)
+                    job.put(number, block)
 
     def _pieces(self, path: str) -> Generator[Buffer, None, None]:
         """A whole object, a few blocks at a time."""

@@ -4,6 +4,7 @@
 
     wds.DataPipeline(wds.SimpleShardList(urls), compat.tarfile_to_samples(), ...)    # one line changes
     compat.install()                                                                 # no line changes
+    compat.register()                                                  # webdataset's reader, opened by wdstools.gopen
 
 Same samples, same order, same handlers as webdataset 1.0.2, only faster; and what it loses in silence is an error here
 (a truncated shard, bytes after its end, a key that comes back, a failing pipe). A handler that goes on after such an
@@ -12,17 +13,19 @@ error goes on with the next shard.
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, BinaryIO
 
 import webdataset
 from webdataset import cache, filters, tariterators, utils
 from webdataset import compat as wds_compat
-from webdataset.gopen import gopen, gopen_curl, gopen_pipe, gopen_schemes
+from webdataset.gopen import gopen, gopen_curl, gopen_gsutil, gopen_pipe, gopen_schemes
 from webdataset.handlers import reraise_exception
 
+from wdstools import gopen as openers
 from wdstools import urls
 from wdstools.errors import ShardError, StoreError, UrlError
 from wdstools.reader import reading
@@ -31,9 +34,14 @@ from wdstools.storage import Source, open_object, open_source
 
 Handler = Callable[[Exception], bool]
 
+_module: Any = importlib.import_module("webdataset.gopen")  # webdataset's attribute of this name is the function
+
+_DEFAULTS = {"pipe": gopen_pipe, "http": gopen_curl, "https": gopen_curl, "gs": gopen_gsutil}
 _OURS = ("file", "pipe", "http", "https")
-_SCHEMES = {"pipe": gopen_pipe, "http": gopen_curl, "https": gopen_curl}
 _originals: dict[tuple[Any, str], Any] = {}
+_registered: dict[str, Any] = {}  # scheme -> our opener
+_replaced: dict[str, Any] = {}  # scheme -> what stood there
+_MISSING = object()
 
 
 def tarfile_samples(
@@ -44,7 +52,8 @@ def tarfile_samples(
 ) -> Iterator[Sample]:
     """Yield the samples of shards given as dicts with a `url`: webdataset's tarfile_samples, with its arguments.
 
-    Files, pipe: and http(s): are opened by wdstools, every other scheme by webdataset's gopen.
+    Files, pipe:, http(s): and, after register(), s3:, gs: and az: are opened by wdstools, every other scheme by
+    webdataset's gopen.
     """
 
     return _expand(src, handler, select_files, rename_files)
@@ -90,7 +99,7 @@ def _open(item: dict[str, Any]) -> Source:
     url = item["url"]
     if "stream" in item:
         return _wrap(item)
-    if urls.scheme(url) not in _OURS or not _is_plain(url):
+    if not _is_plain(url):
         return _wrap({**item, "stream": gopen(url)})
     source = open_source(url)
     source.local_path = item.get("local_path")  # webdataset's samples have it only where the item does
@@ -98,11 +107,17 @@ def _open(item: dict[str, Any]) -> Source:
 
 
 def _is_plain(url: str) -> bool:
-    """Whether webdataset would open a URL in its own way: nobody has put another opener into its table, and nothing
-    rewrites or forbids URLs."""
-    ours = _SCHEMES.get(urls.scheme(url))
-    theirs = gopen_schemes.get(urls.scheme(url))
-    return theirs is ours and "GOPEN_REWRITE" not in os.environ and not utils.enforce_security
+    """Whether wdstools opens a URL by itself: webdataset would do it in its own way or through register(), nobody has
+    put another opener into its table, and nothing rewrites or forbids URLs."""
+    scheme = urls.scheme(url)
+    theirs = gopen_schemes.get(scheme)
+    plain = scheme in _OURS and theirs is _DEFAULTS.get(scheme)
+    ours = theirs is not None and theirs is _registered.get(scheme)
+    return (plain or ours) and "GOPEN_REWRITE" not in os.environ and not _security()
+
+
+def _security() -> bool:
+    return bool(getattr(utils, "enforce_security", False))  # older versions have none
 
 
 def _expand(
@@ -168,4 +183,52 @@ def uninstall() -> None:
     _originals.clear()
 
 
-__all__ = ["group_by_keys", "install", "tar_file_expander", "tarfile_samples", "tarfile_to_samples", "uninstall"]
+def _open_pipe(url: str, mode: str = "rb", bufsize: int = 8192) -> BinaryIO:
+    if _security():
+        raise ValueError("gopen: unsafe_gopen is False, cannot open pipe URLs")
+    return openers.open_pipe(url, mode, bufsize)
+
+
+def register() -> None:
+    """Put the openers of wdstools.gopen under webdataset's gopen, for this process: pipe, http, https, s3, gs, az, and
+    for files. What somebody else put into gopen_schemes stays. Calling it again does nothing; unregister() undoes it.
+
+    GOPEN_BUFFER, GOPEN_TIMEOUT and GOPEN_VERBOSE are heeded by all of them: see wdstools.gopen. webdataset reads
+    pipe:, remote shards and, with WebDataset's cache_dir, everything through gopen; plain files of a WebDataset it
+    opens by itself: for these there is install().
+    """
+    if _registered:
+        return
+    ours = dict.fromkeys(("http", "https", "s3", "gs", "az"), openers.open_stream) | {"pipe": _open_pipe}
+    for scheme, opener in ours.items():
+        theirs = gopen_schemes.get(scheme, _MISSING)
+        if theirs is _DEFAULTS.get(scheme, _MISSING):
+            _replaced[scheme] = theirs
+            _registered[scheme] = gopen_schemes[scheme] = opener
+    vars(_module).setdefault("open", openers.open_file)  # before the builtin of that name
+
+
+def unregister() -> None:
+    """Undo register(): the table is as it was, but for what others have put into it since."""
+    for scheme, ours in _registered.items():
+        if gopen_schemes.get(scheme) is ours:
+            if _replaced[scheme] is _MISSING:
+                del gopen_schemes[scheme]
+            else:
+                gopen_schemes[scheme] = _replaced[scheme]
+    if vars(_module).get("open") is openers.open_file:
+        del vars(_module)["open"]
+    _registered.clear()
+    _replaced.clear()
+
+
+__all__ = [
+    "group_by_keys",
+    "install",
+    "register",
+    "tar_file_expander",
+    "tarfile_samples",
+    "tarfile_to_samples",
+    "uninstall",
+    "unregister",
+]

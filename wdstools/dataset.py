@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import operator
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -11,16 +9,14 @@ from typing import Any, overload
 
 import numpy as np
 
-from wdstools import urls
-from wdstools.access import Access, index_shards, is_remote, load_stored
+from wdstools.access import Access
 from wdstools.decode import Decode, make_decoder
-from wdstools.errors import AccessError, NotFoundError, ShardError
-from wdstools.index import SUFFIX, Index, canonical
+from wdstools.errors import ShardError
+from wdstools.finding import StoredIndex, find, save
+from wdstools.index import Index
 from wdstools.samples import Sample
 from wdstools.store import Stores
 from wdstools.views import Rows, View
-
-log = logging.getLogger("wdstools")
 
 
 def open_dataset(
@@ -31,79 +27,23 @@ def open_dataset(
     decode: Decode = None,
     storage_options: Mapping[str, Any] | None = None,
     cache: str | None = None,
+    save_index: bool = False,
 ) -> Dataset:
     """Open shards for random access: `wdstools.open`.
 
     `shards`: an index file, a folder (remote ones with a slash at the end), or shards as stream() takes them; on local
     disks, http(s), s3, gs, az, or whatever fsspec opens. The index is the one that wds-shard, ShardWriter and wds-index
     build write (urls.index_name); where there is none, it is built in memory, for which remote shards are streamed
-    once, and the log says so. `fields`, `views`: as in stream(); views here keep just their own sample alive.
-    `decode`: see decode.make_decoder. `storage_options`: for what is remote, as in stream(); `cache`: "FOLDER:SIZE",
-    such as "/nvme/cache:200GB", keeps blocks of remote shards on disk.
+    once, and the log says so; with `save_index` it is then written where the next call finds it, for which a place that
+    cannot be written to is no more than a warning. `fields`, `views`: as in stream(); views here keep just their own
+    sample alive. `decode`: see decode.make_decoder. `storage_options`: for what is remote, as in stream(); `cache`:
+    "FOLDER:SIZE", such as "/nvme/cache:200GB", keeps blocks of remote shards on disk.
 
     Raises NotFoundError, StoreError, IndexFileError, ShardError, UrlError.
     """
     stores = Stores(storage_options, cache=cache)
-    index, rows = _find(shards, stores)
+    index, rows = find(shards, stores, save_index)
     return Dataset(index, rows, fields=fields, views=views, decode=decode, stores=stores)
-
-
-def _find(shards: Any, stores: Stores) -> tuple[Index, Rows | None]:
-    if isinstance(shards, str | os.PathLike):
-        path = os.fspath(shards)
-        if path.partition("?")[0].endswith(SUFFIX) and is_remote(path):
-            return load_stored(path, stores), None
-        if path.endswith(SUFFIX):
-            return Index.load(urls.local_path(path) or path), None
-        if is_remote(path) and path.endswith("/"):
-            store, prefix = stores.of(path)
-            return _of_folder(path, [name[len(prefix) :] for name in store.list(prefix)], stores)
-        if os.path.isdir(path):
-            return _of_folder(path, sorted(os.listdir(path)), stores)
-    return _of_shards(urls.expand(shards), stores)
-
-
-def _of_folder(folder: str, names: list[str], stores: Stores) -> tuple[Index, None]:
-    found = [name for name in names if name.endswith(SUFFIX)]
-    if len(found) == 1:
-        path = os.path.join(folder, found[0])
-        return load_stored(path, stores) if is_remote(path) else Index.load(path), None
-    if found:
-        raise NotFoundError(f"{folder}: holds {len(found)} indexes ({', '.join(found)}): open one of them")
-    shards = [os.path.join(folder, name) for name in names if name.endswith(".tar") and not name.startswith(".")]
-    if not shards:
-        raise NotFoundError(f"{folder}: no index and no .tar in it")
-    return _in_memory(shards, stores), None
-
-
-def _of_shards(shards: list[str], stores: Stores) -> tuple[Index, Rows | None]:
-    path = urls.index_name([urls.escape(url) for url in shards])
-    index = _beside(path, stores)
-    if index is None:
-        return _in_memory(shards, stores), None
-    number = {canonical(url): i for i, url in enumerate(index.shards.url)}
-    wanted = [number.get(canonical(url), -1) for url in shards]
-    if -1 in wanted:
-        lacking = shards[wanted.index(-1)]
-        log.warning("%s does not have %s: building an index in memory; `wds-index build` refreshes it", path, lacking)
-        return _in_memory(shards, stores), None
-    return index, None if wanted == list(range(len(number))) else index.select_shards(wanted)
-
-
-def _beside(path: str, stores: Stores) -> Index | None:
-    """The index at a path; None: there is none."""
-    if not is_remote(path):
-        return Index.load(path) if os.path.exists(path) else None
-    with contextlib.suppress(NotFoundError, AccessError):  # s3 may refuse what is not there; shards will tell
-        return load_stored(path, stores)
-    return None
-
-
-def _in_memory(shards: Sequence[str], stores: Stores) -> Index:
-    level = logging.WARNING if any(map(is_remote, shards)) else logging.INFO
-    how = ", for which they are read as a whole" if level == logging.WARNING else ""
-    log.log(level, "no index for %d shards: building one in memory%s; `wds-index build` keeps it", len(shards), how)
-    return index_shards(shards, stores)
 
 
 class Dataset(View):
@@ -133,6 +73,11 @@ class Dataset(View):
         self._decode = make_decoder(decode)
         self._read_row, self._files = self._access.reader.read_row, self._access.files
         self._whole = rows is None
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether samples come over a network."""
+        return not self._access.local
 
     @overload
     def __getitem__(self, item: int | str) -> Sample: ...
@@ -167,13 +112,28 @@ class Dataset(View):
         shards; remote ones concurrently, neighbours in one request. Raises as [] does."""
         if isinstance(numbers, np.ndarray):
             numbers = numbers.tolist()  # Python's own numbers are faster
-        rows = [self._row_of(n) if isinstance(n, str) else self._row(operator.index(n)) for n in numbers]
-        samples = self._access.read_many(rows)
+        if self._whole:  # rows are numbers
+            samples = self._access.read_many(list(numbers), self._any_row)
+        else:
+            samples = self._access.read_many(list(map(self._any_row, numbers)))
         return samples if self._decode is None else list(map(self._decode, samples))
+
+    def _any_row(self, number: int | str) -> int:
+        return self._row_of(number) if isinstance(number, str) else self._row(operator.index(number))
 
     def __getitems__(self, numbers: Sequence[int | str]) -> list[Sample]:
         """Return what fetch() does: torch's DataLoader asks for whole batches by this name."""
         return self.fetch(numbers)
+
+    def save_index(self, path: str | os.PathLike[str] | None = None) -> str:
+        """Write the index, of all its samples, to a path or URL, and return that. Default: where open() looks for it,
+        beside the shards (urls.index_name).
+
+        Raises DestinationError where an index of other shards is there; StoreError or OSError where it cannot be
+        written; UrlError.
+        """
+        saved = save(self.index, self._options[3], None if path is None else os.fspath(path))
+        return saved.url if isinstance(saved, StoredIndex) else saved.name
 
     def _with(self, rows: Rows, joined: Mapping[str, Any] | None = None) -> Dataset:
         view = object.__new__(type(self))

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from wdstools.errors import ShardError
+from wdstools.errors import DecodeError
 
 Sample: TypeAlias = dict[str, Any]
 
@@ -33,8 +33,8 @@ def make_decoder(decode: Decode) -> Callable[[Sample], Sample] | None:
       "pil", "rgb", "raw", or to a function of the bytes; only these fields are decoded.
     * a function of the sample that returns a sample, such as webdataset.autodecode.Decoder([...]), which may unpickle.
 
-    ValueError: a name that is none of these. When decoding, ShardError names the sample, the field and the shard;
-    without pillow, ModuleNotFoundError.
+    ValueError: a name that is none of these. When decoding, DecodeError names the sample, the field and the shard;
+    without pillow, ModuleNotFoundError. What a function of the sample raises comes as it is.
     """
     if decode is None or (callable(decode) and not isinstance(decode, Mapping)):
         return decode
@@ -75,11 +75,8 @@ def _value(decoder: Decoder, field: str, sample: Sample) -> Any:
     except ImportError:
         raise
     except Exception as error:  # every codec has exceptions of its own
-        key = sample.get("__key__")
-        raise ShardError(
-            f"field {field!r} of sample {key!r} cannot be decoded: {error or type(error).__name__}",
-            sample.get("__url__"),
-        ) from error
+        reason = str(error) or type(error).__name__
+        raise DecodeError(reason, sample.get("__key__"), sample.get("__url__"), field) from error
 
 
 def _raw(data: Any) -> Any:

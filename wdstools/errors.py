@@ -21,6 +21,7 @@ WdsError
 ├── KeyMissingError (KeyError)          no sample has this key
 ├── QueryError (ValueError)             SQL that DuckDB refused
 ├── StateError (ValueError)             the state of a loader that belongs to other data or other options
+├── DecodeError (ValueError)            the bytes of a field that its decoder does not take; has key, url and field
 ├── EncodeError (TypeError)             a value that no encoder turns into the bytes of a field
 ├── SourceError (ValueError)            input of wds-shard that cannot be used: a file, a row, a key
 └── DestinationError (FileExistsError)  output of wds-shard that would overwrite or mix
@@ -125,6 +126,20 @@ class QueryError(WdsError, ValueError):
 
 class StateError(WdsError, ValueError):
     """The state of a loader that belongs to other data or other options, or is no such state."""
+
+
+class DecodeError(WdsError, ValueError):
+    """The bytes of a field that its decoder does not take. The cause is what the decoder raised.
+
+    `key`, `url`: of the sample (None: it has none); `field`; `reason`: one clause.
+    """
+
+    def __init__(self, reason: str, key: str | None, url: str | None, field: str) -> None:
+        super().__init__(f"{url or 'sample'}: field {field!r} of sample {key!r} cannot be decoded: {reason}")
+        self.reason, self.key, self.url, self.field = reason, key, url, field
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.reason, self.key, self.url, self.field)
 
 
 class EncodeError(WdsError, TypeError):

@@ -34,12 +34,16 @@ _DROPPED = re.compile(
 _MACHINE = re.compile(
     r"169\.254\.\d+\.\d+|metadata\.google\.internal|computeMetadata|/latest/meta-data|/latest/api/token"
 )
+_SECRET = re.compile(
+    r"([?&;](?:X-(?:Amz|Goog)-(?:Signature|Credential|Security-Token)|sig|signature|(?:[\w-]*[_-])?(?:token|key))=)[^&;\s]+",
+    re.I,
+)
 _NOTHING_THERE = re.compile(r"NoSuchKey|NoSuchBucket|ContainerNotFound|BlobNotFound|bucket does not exist", re.I)
 
 
 def hide(url: str) -> str:
-    """A URL, or text with URLs in it, without the passwords, for messages."""
-    return re.sub(r"//[^/\s:@]*:[^/\s@]*@", "//", url)
+    """A URL, or text with URLs in it, without passwords, signatures and tokens, for messages."""
+    return _SECRET.sub(r"\1...", re.sub(r"//[^/\s:@]*:[^/\s@]*@", "//", url))
 
 
 class NoRangesError(StoreError):
@@ -118,7 +122,12 @@ def of_obstore(url: str, error: Exception) -> StoreError | Transient:
         return of_status(url, 403 if name == "PermissionDeniedError" else 401, _said(text))
     if name == "PreconditionError":
         return of_status(url, 412)
-    if name == "NotSupportedError" and "Range" in text:
+    if re.search(r"Header missing from response", text) and not url.startswith("http"):
+        return AccessError(
+            f"{url}: what answers is no object store ({_said(text).strip()}): "
+            "is the endpoint right, or does a login page stand before it?"
+        )
+    if (name == "NotSupportedError" and "Range" in text) or "non-partial response" in text:
         return NoRangesError(f"{url}: the server answers a request for a range with something else (HTTP 200)")
     if "InvalidRangeRequest" in text:
         return PastEndError(f"{url}: the range is past the end: {_said(text)}")

@@ -21,6 +21,8 @@ from wdstools.retrying import Retries
 from wdstools.storebase import Answer, Stat, beyond, etag_of
 
 _PACKAGES = {"s3": ("s3fs", "s3"), "gs": ("gcsfs", "gcs"), "az": ("adlfs", "azure")}  # what to install, and the extra
+LONG = 10  # idle time-outs that a listing, or the start of an upload, may take
+SLOWEST = 100_000  # bytes a second of an upload that is not given up
 _WHOLE = {"s3", "gs", "az", "memory", "hf"}  # where an object that is written appears at once and whole
 
 
@@ -60,7 +62,8 @@ class Fsspec:
             raise NotFoundError(f"{self._root}{path}: is a folder, not an object")
         if info.get("size") is None:
             raise StoreError(f"{self._root}{path}: the server does not tell the size")
-        etag = etag_of(info.get("ETag") or info.get("etag") or info.get("e_tag"))
+        etag = info.get("generation") if self._scheme == "gs" else None  # as obstore has it
+        etag = etag or etag_of(info.get("ETag") or info.get("etag") or info.get("e_tag"))
         times = ("LastModified", "updated", "last_modified", "mtime", "modified", "modify", "created")
         return Stat(int(info["size"]), etag, _time(next((info[k] for k in times if info.get(k)), None)))
 
@@ -120,17 +123,20 @@ class Fsspec:
         return self._fs._strip_protocol(self._root + path)
 
     def _call(self, method: str, path: str, *args: Any, **kwargs: Any) -> Any:
-        """A method of the file system, within the idle time-out where it is asynchronous inside."""
+        """A method of the file system, within a time that is bounded where it is asynchronous inside."""
+        timeout = 0.0
         try:
             if self._fs.async_impl and hasattr(self._fs, "_" + method):
                 function = getattr(self._fs, "_" + method)
-                timeout = self._idle if method in ("cat_file", "info") else None
+                timeout = self._idle if method in ("cat_file", "info") else LONG * self._idle
+                timeout += sum(len(data) for data in args) / SLOWEST
                 return self._asyn.sync(self._fs.loop, function, self._name(path), *args, timeout=timeout, **kwargs)
             return getattr(self._fs, method)(self._name(path), *args, **kwargs)
         except Exception as error:
             url = self._root + path
-            if self._scheme == "gs" and isinstance(error, TimeoutError):  # gcsfs has repeated it all that time
-                raise UnreachableError(f"{url}: no server answers within {self._idle:g} s") from error
+            if isinstance(error, TimeoutError) and (self._scheme == "gs" or method not in ("cat_file", "info")):
+                # the library has repeated it all that time
+                raise UnreachableError(f"{url}: no server answers within {timeout or self._idle:g} s") from error
             raise failures.of_exception(url, error) from error
 
 

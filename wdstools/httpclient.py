@@ -123,7 +123,10 @@ class HttpClient:
             raise StoreError(f"{url}: asked for bytes {start}-{end - 1}, the server sent {match[0]}")
         if last < end and not partly:
             raise beyond(url, end, last)
-        return Answer(self._body(url, response, last - start), stat)
+        data = self._body(url, response, last - start)
+        if start == 0 and (page := failures.of_page(url, response.headers.get("Content-Type"), data[:PAGE])):
+            raise page
+        return Answer(data, stat)
 
     def _past_end(self, url: str, response: http.client.HTTPResponse, start: int, end: int, partly: bool) -> Answer:
         total = (response.headers.get("Content-Range") or "").rpartition("/")[2]

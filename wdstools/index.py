@@ -1,4 +1,4 @@
-"""The index of a set of shards: an Arrow table, one row a sample, memory-mapped. Reading, look-up, queries, saving.
+"""The index of a set of shards: an Arrow table, one row a sample, in memory or in a file. Look-up, queries, saving.
 
 File format, version 1: an Arrow IPC file, uncompressed, whose batches have these columns (docs/index-format.md):
 
@@ -11,93 +11,33 @@ File format, version 1: an Arrow IPC file, uncompressed, whose batches have thes
     _hash   uint64         XXH64 of every key, sorted over the whole file, and
     _row    uint64         the row that it belongs to
 
-and whose schema metadata has `wds.version` = "1" and `wds.shards`, JSON: {"url": [...], "nbytes": [...], ...}.
+and whose schema metadata has `wds.version` = "1", `wds.shards`, JSON: {"url": [...], "nbytes": [...], ...}, and
+`wds.batch_rows`, the rows of every batch but the last. Opening a file reads its footer and two batches' headers; every
+other batch is looked at when a row of it is asked for (indexfile, rowbatches).
 """
 
 from __future__ import annotations
 
-import array
-import bisect
-import json
+import contextlib
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
 
-from wdstools import _core, soundness, urls
+from wdstools import _core, indexfile, rowbatches, soundness
 from wdstools.columns import CORE, HIDDEN, VERSION
-from wdstools.errors import IndexFileError, NotFoundError
+from wdstools.errors import IndexFileError, NotFoundError, WdsError
+from wdstools.indexfile import IndexFile
+from wdstools.rowbatches import RowBatches
 from wdstools.samples import hash_key
+from wdstools.shardtable import Shards
+
+T = TypeVar("T")
 
 SUFFIX = ".wdsindex"
 BATCH_ROWS = 1 << 16  # of every batch but the last; what a merge holds in memory is 50 MB of them
-
-
-@dataclass
-class Shards:
-    """The shard table, by columns: url, nbytes, mtime in ns since 1970 (0: unknown), number of samples and members."""
-
-    url: list[str] = field(default_factory=list)
-    nbytes: list[int] = field(default_factory=list)
-    mtime: list[int] = field(default_factory=list)
-    nsamples: list[int] = field(default_factory=list)
-    nmembers: list[int] = field(default_factory=list)
-
-    def __len__(self) -> int:
-        return len(self.url)
-
-    def extend(self, other: Shards) -> None:
-        for column in fields(self):
-            getattr(self, column.name).extend(getattr(other, column.name))
-
-    def is_changed(self, number: int, about: os.stat_result) -> bool:
-        """Say whether a shard is another one than was indexed, as far as its size and mtime tell."""
-        return (self.nbytes[number], self.mtime[number]) != (about.st_size, about.st_mtime_ns)
-
-    def is_like(self, other: Shards) -> bool:
-        """Say whether these are the same shards, with as many bytes and samples; mtimes may differ."""
-        if list(map(canonical, self.url)) != list(map(canonical, other.url)):
-            return False
-        return (self.nbytes, self.nsamples) == (other.nbytes, other.nsamples)
-
-    def to_json(self, base: str) -> str:
-        columns = {column.name: getattr(self, column.name) for column in fields(self)}
-        return json.dumps(
-            columns | {"url": [urls.relative(_absolute(url), base) for url in self.url]}, separators=(",", ":")
-        )
-
-    @classmethod
-    def from_json(cls, text: str | bytes, base: str) -> Shards:
-        """Raises ValueError or KeyError where the text is not a shard table."""
-        raw = json.loads(text)
-        columns = {column.name: raw[column.name] for column in fields(cls)}
-        if not all(isinstance(column, list) for column in columns.values()):
-            raise ValueError("shard table with a column that is not a list")
-        if len({len(column) for column in columns.values()}) != 1:
-            raise ValueError("shard table with columns of different lengths")
-        if not all(type(value) is int and value >= 0 for name in columns for value in columns[name] if name != "url"):
-            raise ValueError("shard table with a count that is not a number")
-        if not all(isinstance(url, str) for url in columns["url"]):
-            raise ValueError("shard table with a URL that is not text")
-        columns["url"] = [_resolve(url, base) for url in columns["url"]]
-        return cls(**columns)
-
-
-def canonical(url: str) -> str:
-    """Return the URL by which two indexes know the same shard: local paths are absolute, the others as they are."""
-    path = urls.local_path(url)
-    return url if path is None else os.path.abspath(path)
-
-
-def _absolute(url: str) -> str:
-    return url if urls.is_absolute(url) else os.path.abspath(url)
-
-
-def _resolve(url: str, base: str) -> str:
-    return url if urls.is_absolute(url) else urls.join(base, url)
 
 
 class Field(NamedTuple):
@@ -109,105 +49,103 @@ class Field(NamedTuple):
     nbytes: int
 
 
-class _Batch:
-    """Direct access to the numbers of one record batch; every offset is checked before it is used."""
-
-    def __init__(self, batch: pa.RecordBatch) -> None:
-        self.nrows = batch.num_rows
-        self.shard = _numbers(batch.column("shard"), "I")
-        self.start = _numbers(batch.column("start"), "Q")
-        self.end = _numbers(batch.column("end"), "Q")
-        self.hash = _numbers(batch.column("_hash"), "Q")
-        self.row = _numbers(batch.column("_row"), "Q")
-        key = batch.column("key")
-        _, offsets, data = key.buffers()
-        wide = key.type == pa.large_utf8()
-        self.key_ends = memoryview(offsets).cast("q" if wide else "i")[key.offset :] if self.nrows else memoryview(b"")
-        self.key_data = memoryview(data) if data is not None else memoryview(b"")
-
-    def key(self, i: int) -> str:
-        a, b = self.key_ends[i], self.key_ends[i + 1]
-        if not 0 <= a <= b <= len(self.key_data):
-            raise IndexFileError(f"row {i}: key outside of the file")
-        return str(self.key_data[a:b], "utf-8", "surrogateescape")
-
-
-def _numbers(column: pa.Array, code: Literal["I", "Q"]) -> memoryview:
-    buffer = column.buffers()[1]
-    numbers: memoryview = memoryview(buffer if buffer is not None else b"").cast(code)
-    return numbers[column.offset : column.offset + len(column)]
+@contextlib.contextmanager
+def _as_index_errors(name: str) -> Iterator[None]:
+    try:
+        yield
+    except WdsError:
+        raise
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise IndexFileError(f"{name}: not an index: {soundness.line(error)}") from error
 
 
 class Index:
-    """An index, in memory or mapped from a file. Rows are samples, from 0, in the order of the shards.
+    """An index, in memory or in a file. Rows are samples, from 0, in the order of the shards.
 
-    `table`: the Arrow table; `shards`: the shard table; `path`: the file, or None; `metadata`: what else the file says
+    `shards`: the shard table; `path`: the file, or None; `metadata`: what else the file says
     of itself, as `wds.job`.
     """
 
     def __init__(
         self, table: pa.Table, shards: Shards, path: str | None = None, metadata: dict[str, str] | None = None
     ) -> None:
-        self.table, self.shards, self.path = table, shards, path
-        self.metadata = metadata or {}
-        batches = [_Batch(batch) for batch in table.to_batches() if batch.num_rows]
-        self._batches = batches
-        self._first = [0]
-        for batch in batches:
-            self._first.append(self._first[-1] + batch.nrows)
+        self._begin(shards, path, metadata or {}, table, rowbatches.of_table(table, shards))
+
+    def _begin(
+        self,
+        shards: Shards,
+        path: str | None,
+        metadata: dict[str, str],
+        table: pa.Table | None,
+        batches: RowBatches,
+        file: IndexFile | None = None,
+    ) -> None:
+        self.shards, self.path, self.metadata = shards, path, metadata
+        self._table, self._batches, self._file = table, batches, file
+        self._find, self._rows = batches.core.locate, batches.rows
         self._validated = False
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Index:
-        """Map an index file. Raises NotFoundError, IndexFileError."""
+        """Open an index file; what of it is needed is read later. Raises NotFoundError, IndexFileError."""
         path = os.path.abspath(path)
-        try:
-            with pa.memory_map(path) as mapped:
-                return cls._read(mapped, path, os.path.dirname(path))
-        except FileNotFoundError as error:
-            raise NotFoundError(f"{path}: no such index") from error
-        except OSError as error:  # a folder, say
-            raise IndexFileError(f"{path}: not an index: {soundness.line(error)}") from error
+        with _as_index_errors(path):
+            try:
+                with indexfile.opened(path) as file:
+                    return cls._open(file, path, path, os.path.dirname(path))
+            except FileNotFoundError as error:
+                raise NotFoundError(f"{path}: no such index") from error
 
     @classmethod
-    def loads(cls, data: bytes, folder: str) -> Index:
-        """Return the index that dumps(folder) gave. Raises IndexFileError."""
-        return cls._read(pa.BufferReader(data), None, folder)
+    def parse(cls, data: bytes | pa.Buffer, name: str, folder: str) -> Index:
+        """Return the index whose file has these bytes. `name`: for errors; `folder`: the one that it lies in.
+
+        Raises IndexFileError."""
+        with _as_index_errors(name):
+            return cls._open(IndexFile(pa.py_buffer(data)), None, name, folder)
 
     @classmethod
-    def _read(cls, file: pa.NativeFile, path: str | None, folder: str) -> Index:
-        name = path or "index in memory"
+    def _open(cls, file: IndexFile, path: str | None, name: str, folder: str) -> Index:
+        index = cls.__new__(cls)
         try:
-            with pa.ipc.open_file(file) as reader:
-                table = reader.read_all()
-        except (pa.ArrowException, OSError, ValueError) as error:
-            raise IndexFileError(f"{name}: not an index: {soundness.line(error)}") from error
-        try:
-            return cls(table, _shards(table, folder), path, _metadata(table))
-        except (pa.ArrowException, ValueError, LookupError, TypeError, RecursionError) as error:
+            shards = Shards.from_json(soundness.check_schema(file.schema), folder)
+            first, numbers = indexfile.first_rows(file, sum(shards.nsamples))
+            batches = RowBatches(first, lambda i: file.batch(numbers[i]), shards, file)
+            index._begin(shards, path, _metadata(file.schema), None, batches, file)
+        except (pa.ArrowException, ValueError, LookupError, TypeError, RecursionError, OverflowError) as error:
             raise IndexFileError(f"{name}: not an index of version {VERSION}: {soundness.line(error)}") from error
+        return index
+
+    @property
+    def table(self) -> pa.Table:
+        """The Arrow table of all rows. Raises IndexFileError where the file has batches that are none, or others than
+        it says."""
+        if self._table is None and self._file is not None:
+            with _as_index_errors(self.name):
+                table = self._file.table()
+                self._batches.check_layout(table)
+            self._table = table
+        return self._table
+
+    @table.setter
+    def table(self, table: pa.Table) -> None:
+        self._begin(self.shards, self.path, self.metadata, table, rowbatches.of_table(table, self.shards))
 
     def dumps(self, folder: str) -> pa.Buffer:
         """Return what save() would write into a file in `folder`."""
         sink = pa.BufferOutputStream()
-        _put(sink, self.table.schema, self.table.to_batches(BATCH_ROWS), self.shards, self.metadata, folder)
+        batches = indexfile.even_batches(self.table, BATCH_ROWS)
+        indexfile.put(sink, self.table.schema, batches, self.shards, self.metadata, folder)
         return sink.getvalue()
 
     def save(self, path: str | os.PathLike[str], *, sync: bool = True) -> None:
-        """Write the index; see write()."""
-        write(path, self.table.schema, self.table.to_batches(BATCH_ROWS), self.shards, self.metadata, sync=sync)
+        """Write the index; see indexfile.write()."""
+        batches = indexfile.even_batches(self.table, BATCH_ROWS)
+        indexfile.write(path, self.table.schema, batches, self.shards, self.metadata, sync=sync)
 
     def attach(self, reader: _core.SampleReader) -> None:
-        """Let a reader find rows by itself, where all batches but the last have as many rows as the first."""
-        sizes = {batch.nrows for batch in self._batches[:-1]}
-        if not self._batches or len(sizes) > 1 or self._batches[-1].nrows > max(sizes, default=self._batches[-1].nrows):
-            return
-        nbytes = array.array("Q", [min(n, (1 << 63) - 1) for n in self.shards.nbytes])
-        for number, b in enumerate(self._batches):
-            if number:
-                reader.extend(b.shard, b.start, b.end, b.key_ends, b.key_data)
-            else:
-                reader.attach(b.shard, b.start, b.end, b.key_ends, b.key_data, nbytes)
+        """Let a reader find rows by itself, in the batches that locate() or key() was asked for a row of."""
+        reader.attach(self._batches.core)
 
     @property
     def name(self) -> str:
@@ -215,31 +153,39 @@ class Index:
         return self.path or "index in memory"
 
     def __len__(self) -> int:
-        return self._first[-1]
-
-    def _at(self, row: int) -> tuple[_Batch, int]:
-        if len(self._batches) == 1:
-            return self._batches[0], row
-        b = bisect.bisect_right(self._first, row) - 1
-        return self._batches[b], row - self._first[b]
+        return self._rows
 
     def key(self, row: int) -> str:
-        """Return the key of a row. Raises IndexError past the end."""
-        self._check(row)
-        batch, i = self._at(row)
-        return batch.key(i)
+        """Return the key of a row. Raises IndexError past the end, IndexFileError."""
+        return self._looked_up(self._batches.core.key, row)
 
     def locate(self, row: int) -> tuple[str, int, int, int]:
         """Return (key, shard, start, end) of a row: bytes [start, end) of the shard.
 
         Raises IndexError, IndexFileError.
         """
+        try:
+            found = self._find(row)
+        except (ValueError, OSError) as error:
+            raise self._unsound(row, error) from error
+        return found if found is not None else self._looked_up(self._find, row)
+
+    def _looked_up(self, function: Callable[[int], T | None], row: int) -> T:
+        """What a function finds of a row, whose batch is looked at first if it has to be."""
         self._check(row)
-        batch, i = self._at(row)
-        shard, start, end = batch.shard[i], batch.start[i], batch.end[i]
-        if shard >= len(self.shards) or not start < end <= self.shards.nbytes[shard]:
-            raise IndexFileError(f"{self.name}: row {row} lies outside of its shard")
-        return batch.key(i), shard, start, end
+        try:
+            found = function(row)
+            if found is None:
+                self._batches.touch(row)
+                found = function(row)
+        except (pa.ArrowException, ValueError, OSError) as error:
+            raise self._unsound(row, error) from error
+        if found is None:
+            raise self._unsound(row, "it cannot be found")
+        return found
+
+    def _unsound(self, row: int, why: object) -> IndexFileError:
+        return IndexFileError(f"{self.name}: row {row}: {why}; build it anew with wds-index build --force")
 
     def fields(self, row: int) -> list[Field]:
         """Return where the payloads of a row lie, in the order of the shard. Raises IndexError, IndexFileError."""
@@ -248,18 +194,15 @@ class Index:
         return [Field(**item) for item in self.table.column("fields")[row].as_py()]
 
     def find(self, key: str) -> list[int]:
-        """Return the rows of a key, in order: none, one, or more where shards share keys."""
+        """Return the rows of a key, in order: none, one, or more where shards share keys. Raises IndexFileError."""
         wanted = hash_key(key)
-        rows = [row for row in self._hashed(wanted) if row < len(self) and self.key(row) == key]
-        return sorted(rows)
-
-    def _hashed(self, wanted: int) -> Iterator[int]:
-        for batch in self._batches:
-            if batch.hash[0] <= wanted <= batch.hash[-1]:
-                i = bisect.bisect_left(batch.hash, wanted)
-                while i < batch.nrows and batch.hash[i] == wanted:
-                    yield batch.row[i]
-                    i += 1
+        try:
+            found = [row for row in self._batches.hashed(wanted) if row < self._rows and self.key(row) == key]
+        except WdsError:
+            raise
+        except (pa.ArrowException, ValueError, OSError) as error:
+            raise IndexFileError(f"{self.name}: {soundness.line(error)}") from error
+        return sorted(found)
 
     def duplicates(self) -> dict[str, list[int]]:
         """Return the keys that more than one row has, with the rows. Raises IndexFileError."""
@@ -318,6 +261,8 @@ class Index:
         if problem:
             raise IndexFileError(f"{self.name}: {problem}; build it anew with wds-index build --force")
         self._validated = True
+        if self._file is not None:
+            self._file.trim()
 
     def _check(self, row: int) -> None:
         if not 0 <= row < len(self):
@@ -339,58 +284,6 @@ class Index:
         return np.concatenate(ranges) if ranges else np.zeros(0, np.int64)
 
 
-def write(
-    path: str | os.PathLike[str],
-    schema: pa.Schema,
-    batches: Iterable[pa.RecordBatch],
-    shards: Shards,
-    metadata: Mapping[str, str],
-    *,
-    sync: bool = True,
-) -> None:
-    """Write an index file, which appears whole or not at all. URLs of shards below its folder become relative.
-
-    `batches`: BATCH_ROWS rows each, but the last; `metadata`: what else the file says of itself; `sync`: wait for the
-    disk, so that no power failure can leave an empty file under the name.
-    """
-    path = os.path.abspath(path)
-    folder, name = os.path.split(path)
-    temporary = os.path.join(folder, f".{name}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            _put(file, schema, batches, shards, metadata, folder)
-            file.flush()
-            if sync:
-                os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        if os.path.exists(temporary):
-            os.unlink(temporary)
-        raise
-
-
-def _put(
-    sink: Any,
-    schema: pa.Schema,
-    batches: Iterable[pa.RecordBatch],
-    shards: Shards,
-    metadata: Mapping[str, str],
-    folder: str,
-) -> None:
-    said = {**metadata, "wds.version": VERSION, "wds.shards": shards.to_json(folder)}
-    with pa.ipc.new_file(sink, schema.with_metadata(said)) as writer:
-        for batch in batches:
-            writer.write_batch(batch)
-
-
-def _metadata(table: pa.Table) -> dict[str, str]:
-    found = table.schema.metadata or {}
-    return {k.decode(): v.decode() for k, v in found.items() if k not in (b"wds.version", b"wds.shards")}
-
-
-def _shards(table: pa.Table, base: str) -> Shards:
-    """The shard table of a file whose schema is that of an index."""
-    shards = Shards.from_json(soundness.check_schema(table), base)
-    if sum(shards.nsamples) != table.num_rows:
-        raise ValueError("the shard table and the rows have different numbers of samples")
-    return shards
+def _metadata(schema: pa.Schema) -> dict[str, str]:
+    own = (b"wds.version", b"wds.shards", b"wds.batch_rows")
+    return {k.decode(): v.decode() for k, v in (schema.metadata or {}).items() if k not in own}

@@ -6,23 +6,20 @@
             ...
             checkpoint["loader"] = loader.state_dict()  # after this batch, on any rank; load_state_dict() goes on
 
-This is the only file that imports torch. The package's `loader` is this module, which can be called.
+Besides streaming.py, this is the only file that imports torch. The package's `loader` is this module, which can be
+called.
 """
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import pickle
 import re
 import sys
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.distributed
 from torch.utils.data import DataLoader, default_collate, get_worker_info
 
 from wdstools.deal import Deal, Tail
@@ -30,6 +27,7 @@ from wdstools.mix import Mix
 from wdstools.parcel import Packer
 from wdstools.plan import Plan
 from wdstools.sampler import PlanBatchSampler, fingerprint
+from wdstools.workers import choose_start, rank_and_world, transformed
 
 NUMBERS = (torch.Tensor, np.ndarray, np.number, np.bool_, int, float)
 
@@ -55,18 +53,23 @@ def loader(
     """Return the Loader of a dataset.
 
     `dataset`: a Dataset, anything with a length and numbered samples, or a mixture {name: (dataset, weight)}, whose
-    epochs are as Mix describes (`epoch_length`). `batch_size`: samples per rank and step. `shuffle`, `seed`, `block`,
-    `resample`: as in Plan. `tail`: as in Deal, "drop" unless said; drop_last=True is "drop" and, on one rank,
-    drop_last=False is "uneven". `rank`, `world`: this process among how many; unless both are given, those of
-    torch.distributed where it is initialised, else RANK and WORLD_SIZE of the environment, else 0 of 1.
+    epochs are as Mix describes (`epoch_length`), and whose samples, where they are dicts, have the name as
+    `__source__`; one that has such a field already is a ValueError. `batch_size`: samples per rank and step.
+    `shuffle`, `seed`, `block`, `resample`: as in Plan. `tail`: as in Deal, "drop" unless said; drop_last=True is "drop"
+    and, on one rank, drop_last=False is "uneven". `rank`, `world`: this process among how many; unless both are given,
+    those of torch.distributed where it is initialised, else RANK and WORLD_SIZE of the environment, else 0 of 1.
 
     `transform`: called with every sample, in the worker. `collate`: makes a batch of a list of what transform
     returned; without it, see collate_batch(). Both must be picklable where workers are not forked. Other options are
     DataLoader's: prefetch_factor, persistent_workers, pin_memory, multiprocessing_context, timeout ...
 
+    Workers of remote data are started by forkserver unless multiprocessing_context says something else, because the
+    fast client of object stores cannot be used in a forked child: as with spawn, the script that trains needs its
+    `if __name__ == "__main__":`.
+
     Raises ValueError or TypeError for arguments that do not fit.
     """
-    rank, world = _ranks(rank, world)
+    rank, world = rank_and_world(rank, world)
     dealt: Any = {"batch_size": batch_size, "rank": rank, "world": world, "tail": _tail(tail, drop_last, world)}
     order: Any = {"seed": seed, "shuffle": shuffle, "block": block, "resample": resample}
     sources = dataset if isinstance(dataset, Mapping) else {"": (dataset, 1)}
@@ -76,7 +79,8 @@ def loader(
         plan = Mix(plans, seed=seed, shuffle=shuffle, epoch_length=epoch_length, **dealt)
     else:
         plan = Plan(len(dataset), data=plans[""][0].data, **order, **dealt)
-    samples = _Samples([d for d, _ in sources.values()], transform)
+    names = list(sources) if isinstance(dataset, Mapping) else None
+    samples = _Samples([d for d, _ in sources.values()], transform, names)
     return Loader(samples, PlanBatchSampler(plan), collate_fn=collate, num_workers=num_workers, **options)
 
 
@@ -91,8 +95,9 @@ class Loader(DataLoader[Any]):
     def __init__(self, dataset: Any, sampler: PlanBatchSampler, **options: Any) -> None:
         if not options.get("in_order", True):
             raise ValueError("in_order=False: batches in any order cannot be counted, nor resumed")
-        collate = _Collate(options.pop("collate_fn", None))
-        _check_pickles(dataset, collate, options)
+        collate = Collate(options.pop("collate_fn", None), bool(options.get("pin_memory")))
+        functions = {"transform": getattr(dataset, "transform", None), "collate": collate.collate}
+        choose_start(getattr(dataset, "datasets", [dataset]), functions, options)
         self.place = sampler.place
         super().__init__(dataset, batch_sampler=_Ahead(sampler), collate_fn=collate, **options)
 
@@ -145,10 +150,12 @@ class _Ahead(PlanBatchSampler):
 
 
 class _Samples:
-    """Datasets put end to end, with a transform: what a worker reads."""
+    """Datasets put end to end, with a transform: what a worker reads. `names`: of the sources of a mixture."""
 
-    def __init__(self, datasets: Sequence[Any], transform: Callable[[Any], Any] | None) -> None:
-        self.datasets, self.transform = list(datasets), transform
+    def __init__(
+        self, datasets: Sequence[Any], transform: Callable[[Any], Any] | None, names: Sequence[str] | None = None
+    ) -> None:
+        self.datasets, self.transform, self.names = list(datasets), transform, names
         self.ends = np.cumsum([len(dataset) for dataset in datasets])
 
     def __len__(self) -> int:
@@ -158,7 +165,7 @@ class _Samples:
         return self.__getitems__([number])[0]
 
     def __getitems__(self, numbers: list[int]) -> list[Any]:
-        if len(self.datasets) == 1:
+        if self.names is None:
             found = _fetch(self.datasets[0], numbers)
         else:
             found = [None] * len(numbers)
@@ -168,16 +175,18 @@ class _Samples:
                 first = int(self.ends[source]) - len(self.datasets[source])
                 samples = _fetch(self.datasets[source], [numbers[i] - first for i in here])
                 for i, sample in zip(here, samples, strict=True):
-                    found[i] = sample
-        return found if self.transform is None else [self._transformed(sample) for sample in found]
+                    found[i] = _named(sample, self.names[source])
+        return found if self.transform is None else [transformed(self.transform, sample) for sample in found]
 
-    def _transformed(self, sample: Any) -> Any:
-        told = {name: sample.get(name) for name in ("__key__", "__url__")} if isinstance(sample, dict) else {}
-        try:
-            return cast(Callable[[Any], Any], self.transform)(sample)
-        except Exception as error:
-            error.add_note(f"in transform, of sample {told.get('__key__')!r} of {told.get('__url__')}")
-            raise
+
+def _named(sample: Any, source: str) -> Any:
+    """Return a sample of a mixture with the name of its source; the dataset may keep the sample itself."""
+    if not isinstance(sample, dict):
+        return sample
+    if "__source__" in sample:
+        told = f"sample {sample.get('__key__')!r} of source {source!r}"
+        raise ValueError(f"{told} has a field __source__ already: leave it out, or rename it in the dataset")
+    return {**sample, "__source__": source}
 
 
 def _fetch(dataset: Any, numbers: list[int]) -> list[Any]:
@@ -185,15 +194,34 @@ def _fetch(dataset: Any, numbers: list[int]) -> list[Any]:
     return list(many(numbers)) if many else [dataset[number] for number in numbers]
 
 
-class _Collate:
-    """A collate function; from a worker, its result goes as a parcel."""
+class Collate:
+    """A collate function whose batches come from workers faster than torch sends them: for anyone's DataLoader.
 
-    def __init__(self, collate: Callable[[list[Any]], Any] | None) -> None:
-        self.collate, self.packer = collate, Packer()
+    `collate`: makes a batch of a list of samples, else collate_batch(). A worker sends it as a Parcel, which is the
+    batch when it arrives. `pinned`: the DataLoader has pin_memory=True.
+    """
+
+    def __init__(self, collate: Callable[[list[Any]], Any] | None = None, pinned: bool = False) -> None:
+        self.collate, self.pinned, self.packer = collate, pinned, Packer()
 
     def __call__(self, samples: list[Any]) -> Any:
         batch = (self.collate or collate_batch)(samples)
-        return batch if get_worker_info() is None else self.packer(batch)
+        if get_worker_info() is None:
+            return _without_views(batch) if self.pinned else batch
+        return self.packer(batch)
+
+
+def _without_views(batch: Any) -> Any:
+    """Return a batch with bytes for memoryviews, which torch takes for sequences of numbers when it pins."""
+    if isinstance(batch, memoryview):
+        return bytes(batch)
+    if type(batch) is dict:
+        return {name: _without_views(value) for name, value in batch.items()}
+    if type(batch) in (list, tuple):
+        return type(batch)(map(_without_views, batch))
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*map(_without_views, batch))
+    return batch
 
 
 def collate_batch(samples: list[Any]) -> Any:
@@ -226,22 +254,6 @@ def _column(values: list[Any], name: Any) -> Any:
         raise
 
 
-def _ranks(rank: int | None, world: int | None) -> tuple[int, int]:
-    if (rank is None) != (world is None):
-        raise ValueError("give rank and world together, or neither")
-    if rank is not None and world is not None:
-        return rank, world
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    told = os.environ.get("RANK"), os.environ.get("WORLD_SIZE")
-    if told[0] is None or told[1] is None:
-        return 0, 1
-    try:
-        return int(told[0]), int(told[1])
-    except ValueError:
-        raise ValueError(f"RANK={told[0]!r} and WORLD_SIZE={told[1]!r} of the environment are no numbers") from None
-
-
 def _tail(tail: Tail | None, drop_last: bool | None, world: int) -> Tail:
     if drop_last is None:
         return tail or "drop"
@@ -250,21 +262,6 @@ def _tail(tail: Tail | None, drop_last: bool | None, world: int) -> Tail:
     if not drop_last and world > 1:
         raise ValueError(f"drop_last=False leaves open what {world} ranks do: say tail='pad' or tail='uneven'")
     return "drop" if drop_last else "uneven"
-
-
-def _check_pickles(dataset: Any, collate: _Collate, options: Mapping[str, Any]) -> None:
-    """Raises TypeError where workers are spawned, and torch would fail with half of them started."""
-    context = options.get("multiprocessing_context")
-    if not options.get("num_workers"):
-        return
-    method = context if isinstance(context, str) else (context or multiprocessing).get_start_method()
-    if method == "fork":
-        return
-    for name, value in (("transform", getattr(dataset, "transform", None)), ("collate", collate.collate)):
-        try:
-            pickle.dumps(value)
-        except (pickle.PicklingError, AttributeError, TypeError) as error:
-            raise TypeError(f"{name} cannot be pickled, as {method} workers need: {error}") from error
 
 
 class _Callable(types.ModuleType):

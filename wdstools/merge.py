@@ -19,7 +19,9 @@ import pyarrow as pa
 
 from wdstools.columns import CORE, FIELD_TYPE, HIDDEN, Array, concat, make_fields, one_chunk, take_fields
 from wdstools.errors import IndexFileError
-from wdstools.index import BATCH_ROWS, Index, Shards, canonical, write
+from wdstools.index import BATCH_ROWS, Index
+from wdstools.indexfile import write
+from wdstools.shardtable import Shards, canonical
 
 SPILL_ROWS = 1 << 18  # hashes that are kept in memory before they go to disk
 BUCKETS = 256  # by the first byte of the hash: 4 million hashes each for a set of a thousand million samples
@@ -78,7 +80,7 @@ class Spool:
     def load(self, number: int) -> Index:
         """Return part `number`. Raises KeyError where it was not put."""
         start, nbytes = self._places[number]
-        return Index.loads(_pread(self._file.fileno(), nbytes, start), self._folder)
+        return Index.parse(_pread(self._file.fileno(), nbytes, start), "index in memory", self._folder)
 
     def merge(self, metadata: Metadata | None = None) -> None:
         """Merge the parts, in the order of their numbers; see merge_files()."""

@@ -20,7 +20,7 @@ from typing import Any
 from wdstools import failures
 from wdstools.errors import AccessError, StoreError
 from wdstools.ranges import Buffer
-from wdstools.retrying import Retries
+from wdstools.retrying import Retries, Transient
 from wdstools.storebase import Answer, Stat, beyond, etag_of
 
 Options = Mapping[str, Any]
@@ -33,6 +33,7 @@ _KNOWN = {
     | {"tenant_id", "client_id", "client_secret"},
     "http": {"headers"},
 }
+PAGE = 512  # bytes in which a web page shows what it is
 _CLIENT_KWARGS = {"endpoint_url", "region_name"}
 
 
@@ -78,7 +79,7 @@ class Obstore:
     def __init__(self, scheme: str, root: str, options: Options, retries: Retries) -> None:
         self._obstore: Any = importlib.import_module("obstore")
         stores: Any = importlib.import_module("obstore.store")
-        self._root, self._http = root, scheme == "http"
+        self._root, self._scheme = root, scheme
         host = urllib.parse.urlsplit(root).netloc
         total = retries.total if retries.total is not None else 86400.0
         client: dict[str, Any] = {
@@ -108,7 +109,7 @@ class Obstore:
 
     def stat(self, path: str) -> Stat:
         try:
-            return _stat(self._obstore.head(self._store, self._name(path)))
+            return _stat(self._obstore.head(self._store, self._name(path)), self._scheme)
         except Exception as error:
             raise failures.of_obstore(failures.hide(self._root + path), error) from error
 
@@ -118,20 +119,39 @@ class Obstore:
         try:
             result = self._obstore.get(self._store, self._name(path), options={"range": (start, end)})
             data: Buffer = memoryview(result.bytes())
-            stat = _stat(result.meta)
+            stat = _stat(result.meta, self._scheme)
+            page = None
+            if start == 0 and data[:1] in (b"<", b"\r", b"\n", b" ", b"\t", b"\xef"):
+                page = failures.of_page(url, result.attributes.get("Content-Type"), bytes(data[:PAGE]))
         except Exception as error:
-            raise failures.of_obstore(url, error) from error
+            failed = failures.of_obstore(url, error)
+            if isinstance(failed, failures.NoRangesError) and self._scheme != "http":
+                failed = self._in_place(path, url) or failed
+            raise failed from error
+        if page is not None:
+            raise page
         if len(data) < end - start and not partly:
             raise beyond(url, end, stat.nbytes)
         return Answer(data, stat)
 
+    def _in_place(self, path: str, url: str) -> StoreError | Transient | None:
+        """What stands in place of an object whose ranges are not to be had; None: the object itself, as a whole."""
+        try:
+            result = self._obstore.get(self._store, self._name(path))
+            head = bytes(next(iter(result.stream(min_chunk_size=1)), b"")[:PAGE])
+        except Exception as error:  # noqa: BLE001 - translated, and raised where it is from
+            return failures.of_obstore(url, error)
+        return failures.of_page(url, result.attributes.get("Content-Type"), head)
+
     def _name(self, path: str) -> str:
-        return urllib.parse.unquote(path)[1:] if self._http else path
+        return urllib.parse.unquote(path)[1:] if self._scheme == "http" else path
 
 
-def _stat(meta: Mapping[str, Any]) -> Stat:
+def _stat(meta: Mapping[str, Any], scheme: str) -> Stat:
     written = meta["last_modified"].timestamp()
-    return Stat(meta["size"], etag_of(meta["e_tag"]), int(written * 1_000_000) * 1000 if written else None)
+    # Google's generation, where there is one: its ETags are spelled in one way here and in another through gcsfs
+    etag = meta.get("version") if scheme == "gs" else None
+    return Stat(meta["size"], etag or etag_of(meta["e_tag"]), int(written * 1_000_000) * 1000 if written else None)
 
 
 def _s3(root: str, bucket: str, options: Options, retries: Retries) -> dict[str, Any]:

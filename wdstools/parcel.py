@@ -77,7 +77,7 @@ class Parcel:
 
 
 def _apart(value: Any) -> Any:
-    """Mark payloads in dicts, lists and tuples; pickle does so itself for arrays."""
+    """Mark payloads in dicts, lists and tuples, named ones too; pickle does so itself for arrays."""
     kind = type(value)
     if kind is memoryview or (kind is bytes and len(value) >= APART):
         if kind is memoryview:
@@ -87,6 +87,8 @@ def _apart(value: Any) -> Any:
         return {name: _apart(item) for name, item in value.items()}
     if kind is list or kind is tuple:
         return kind(map(_apart, value))
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return kind(*map(_apart, value))
     return value
 
 

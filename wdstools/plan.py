@@ -126,11 +126,21 @@ def split_of(hashes: Words, fractions: Mapping[str, float], seed: int = 0) -> np
     sums = list(_sums(fractions.values()))
     if abs(sums[-1] - 1) > 1e-9:
         raise ValueError(f"fractions add up to {sums[-1]:g}, not 1: {dict(fractions)}")
+    limits = np.array([min(int(total * 2.0**64), MASK) for total in sums[:-1]], np.uint64)
+    return np.searchsorted(limits, stirred(hashes, seed), side="right").astype(np.uint8)
+
+
+def stirred(hashes: Words, seed: int = 0) -> Words:
+    """Return the numbers in [0, 2**64) by which split_of() decides: a bijection of the hashes that the seed chooses.
+
+    Raises ValueError unless 0 <= seed < 2**64.
+    """
+    import numpy as np
+
     if not 0 <= operator.index(seed) <= MASK:
         raise ValueError(f"seed must be from 0 to 2**64 - 1, not {seed}")
-    limits = np.array([min(int(total * 2.0**64), MASK) for total in sums[:-1]], np.uint64)
-    stirred: Words = mix(np.asarray(hashes, np.uint64) ^ words(1, f"split {seed}")[0])
-    return np.searchsorted(limits, stirred, side="right").astype(np.uint8)
+    found: Words = mix(np.asarray(hashes, np.uint64) ^ words(1, f"split {seed}")[0])
+    return found
 
 
 def _sums(values: Iterable[float]) -> Iterator[float]:

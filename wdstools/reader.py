@@ -47,8 +47,7 @@ def stream(
     offset), NotFoundError, StoreError, PipeError (with the command's stderr), UrlError.
     """
     wanted = None if fields is None else frozenset(fields)
-    if handler not in ("raise", "warn", "skip") and not callable(handler):
-        raise ValueError(f'handler {handler!r} is not "raise", "warn", "skip" or a function')
+    check_handler(handler)
     stores = None if storage_options is None else Stores(storage_options)
     for shard in _each(shards):
         try:
@@ -56,7 +55,7 @@ def stream(
             with reading(source, wanted, views=views, select=select, rename=rename) as samples:
                 yield from samples
         except (WdsError, OSError) as error:
-            if not _go_on(handler, error):
+            if not go_on(handler, error):
                 return
 
 
@@ -98,7 +97,14 @@ def _each(shards: Any) -> Iterator[Any]:
             yield from _each(shard)
 
 
-def _go_on(handler: Handler, error: Exception) -> bool:
+def check_handler(handler: Handler) -> None:
+    """Raises ValueError for what is no Handler."""
+    if handler not in ("raise", "warn", "skip") and not callable(handler):
+        raise ValueError(f'handler {handler!r} is not "raise", "warn", "skip" or a function')
+
+
+def go_on(handler: Handler, error: Exception) -> bool:
+    """Say whether a stream goes on with the next shard after an error. Raises it where the handler is "raise"."""
     if callable(handler):
         return bool(handler(error))
     if handler == "warn":

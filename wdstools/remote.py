@@ -7,26 +7,24 @@ fsspec. Listing and writing go through fsspec.
 from __future__ import annotations
 
 import contextlib
-import os
-import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Mapping
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from concurrent.futures import Future
 from typing import Any, BinaryIO, Protocol, TypeVar, cast
 
-from wdstools.errors import PastEndError, StoreError
+from wdstools.errors import AccessError, PastEndError, StoreError
 from wdstools.failures import NoRangesError
 from wdstools.fsspecs import Fsspec
 from wdstools.httpclient import HttpClient
+from wdstools.inflight import Calls, Job, Process
 from wdstools.obstores import Obstore, usable
-from wdstools.ranges import Buffer, Range, plan, scatter
+from wdstools.ranges import Buffer, Range, scatter
 from wdstools.retrying import Retries, Transient
 from wdstools.retrying import wait as pause
 from wdstools.storebase import Answer, Stat, Store, as_file, beyond
 
 T = TypeVar("T")
 
-REQUESTS = 64  # at once, of all stores of a process
 FIRST = 256 * 1024  # bytes of the first request of a stream, which also tells the size
 PART = 8 * 1024 * 1024  # bytes of the others
 AHEAD = 3  # parts of a stream that are under way while one is consumed
@@ -42,29 +40,6 @@ class Client(Protocol):
 
     def stat(self, path: str) -> Stat: ...
     def get(self, path: str, start: int, end: int, partly: bool = False) -> Answer: ...
-
-
-class _Process:
-    """The threads of this process, which a forked child does not have."""
-
-    pool: ThreadPoolExecutor | None = None
-    lock = threading.Lock()
-    inherited: list[object] = []  # noqa: RUF012 - kept for ever: to close a parent's connections would harm it
-
-    @classmethod
-    def after_fork(cls) -> None:
-        cls.inherited.append(cls.pool)
-        cls.pool, cls.lock = None, threading.Lock()
-
-    @classmethod
-    def submit(cls, function: Callable[..., T], *args: Any) -> Future[T]:
-        with cls.lock:
-            if cls.pool is None:
-                cls.pool = ThreadPoolExecutor(REQUESTS, thread_name_prefix="wdstools-store")
-            return cls.pool.submit(function, *args)
-
-
-os.register_at_fork(after_in_child=_Process.after_fork)
 
 
 class RemoteStore(Store):
@@ -85,31 +60,74 @@ class RemoteStore(Store):
         return type(self), (self._scheme, self.root, self._options, self._retries)
 
     def read_ranges(self, path: str, ranges: Iterable[Range]) -> list[Buffer]:
-        wanted = list(ranges)
-        reads = plan(wanted)
-        if not reads:
-            return scatter(wanted, [], [])
+        (found,) = self.read_many([(path, ranges)])
+        if isinstance(found, StoreError):
+            raise found
+        return found
+
+    def read_many(self, wanted: Iterable[tuple[str, Iterable[Range]]]) -> Iterator[list[Buffer] | StoreError]:
+        jobs = [Job(path, list(ranges)) for path, ranges in wanted]
         self._after_fork()
-        if (pinned := self._pins.get(path)) and reads[-1][1] > pinned.nbytes:
-            raise beyond(self.url(path), reads[-1][1], pinned.nbytes)
-        client = self._reader(path)
-        if not client.verifies and path not in self._pins:
-            self.size(path)
-        if len(reads) == 1:
-            bodies = [self._get(client, path, *reads[0]).data]
-        else:
-            under_way = [_Process.submit(self._get, client, path, start, end) for start, end in reads]
-            try:
-                wait(under_way, return_when=FIRST_EXCEPTION)
-                failed = next((f for f in under_way if f.done() and f.exception() is not None), None)
-                if failed is not None:
-                    failed.result()
-                bodies = [future.result().data for future in under_way]
-            finally:
-                for future in under_way:
-                    future.cancel()
-        self._verify(client, path)
-        return scatter(wanted, reads, bodies)
+        calls: Calls[Buffer] = Calls()
+        clients = [self._prepare(job) for job in jobs]
+        self._know(job for job, client in zip(jobs, clients, strict=True) if client and not client.verifies)
+        alone = sum(len(job.reads) for job in jobs) == 1
+        for number, (job, client) in enumerate(zip(jobs, clients, strict=True)):
+            if client is not None and job.error is None and not alone:
+                for start, end in job.reads:
+                    calls.add(number, self._part, client, job, start, end)
+        return self._answers(calls, jobs, clients if alone else None)
+
+    def sizes(self, paths: Iterable[str]) -> Iterator[Stat | StoreError]:
+        calls: Calls[Stat] = Calls()
+        count = 0
+        for count, path in enumerate(paths, 1):
+            calls.add(count, self.size, path)
+        return calls.outcomes(range(1, count + 1))
+
+    def _prepare(self, job: Job) -> Client | None:
+        """The client that reads an object; None: nothing is to be read."""
+        if not job.reads:
+            return None
+        try:
+            if (pinned := self._pins.get(job.path)) and job.reads[-1][1] > pinned.nbytes:
+                raise beyond(self.url(job.path), job.reads[-1][1], pinned.nbytes)
+            return self._reader(job.path)
+        except StoreError as error:
+            job.error = error
+            return None
+
+    def _know(self, jobs: Iterable[Job]) -> None:
+        """Pin objects before their first byte, where it does not bring the version along."""
+        unknown = [job for job in jobs if job.path not in self._pins]
+        for job, found in zip(unknown, self.sizes([job.path for job in unknown]), strict=True):
+            job.error = found if isinstance(found, StoreError) else None
+
+    def _part(self, client: Client, job: Job, start: int, end: int) -> Buffer:
+        data = self._get(client, job.path, start, end).data
+        if job.is_last():
+            self._verify(client, job.path)
+        return data
+
+    def _answers(
+        self, calls: Calls[Buffer], jobs: list[Job], alone: list[Client | None] | None
+    ) -> Generator[list[Buffer] | StoreError, None, None]:
+        """The ranges of each object; `alone`: the clients, where the one read there is needs no thread."""
+        try:
+            for number, job in enumerate(jobs):
+                found: list[Buffer] | StoreError
+                try:
+                    if job.error is not None:
+                        raise job.error
+                    client = alone[number] if alone else None
+                    bodies = [self._part(client, job, *job.reads[0])] if client else calls.results(number)
+                    found = scatter(job.ranges, job.reads, bodies)
+                    del bodies
+                except StoreError as error:
+                    found = error
+                yield found
+        finally:
+            calls.cancel()
 
     def open(self, path: str) -> BinaryIO:
         self._after_fork()
@@ -145,7 +163,16 @@ class RemoteStore(Store):
         self._after_fork()
         # An http server may refuse HEAD: our own client knows another way.
         client: Client = self._plain() if self._scheme == "http" else self._reader(path)
-        return self._repeat(lambda: client.stat(path))
+        try:
+            return self._repeat(lambda: client.stat(path))
+        except StoreError as error:
+            if not client.verifies or type(error) not in (StoreError, AccessError):
+                raise
+            # no answer to HEAD has a body: that to a GET tells why, or HEAD alone is refused
+            stat = self._repeat(lambda: client.get(path, 0, 1, True)).stat
+            if stat is None:
+                raise
+            return stat
 
     def _get(self, client: Client, path: str, start: int, end: int, partly: bool = False) -> Answer:
         """One range, repeated until it is right, and of the object that was seen before."""
@@ -172,7 +199,7 @@ class RemoteStore(Store):
         under_way: deque[Future[Answer]] = deque()
         try:
             for start in range(FIRST, nbytes, PART):
-                under_way.append(_Process.submit(self._get, client, path, start, min(start + PART, nbytes)))
+                under_way.append(Process.submit(self._get, client, path, start, min(start + PART, nbytes)))
                 if len(under_way) > AHEAD:
                     yield under_way.popleft().result().data
             while under_way:
@@ -226,7 +253,7 @@ class RemoteStore(Store):
     def _after_fork(self) -> bool:
         forked = super()._after_fork()
         if forked:
-            _Process.inherited.append(self._clients)
+            Process.inherited.append(self._clients)
             self._clients = {}
         return forked
 
@@ -249,9 +276,10 @@ class RemoteStore(Store):
         return self._fsspec()
 
     def _client(self, name: str, make: Callable[[], T]) -> T:
-        if name not in self._clients:
+        client = self._clients.get(name)
+        if client is None:
             try:
-                self._clients[name] = make()
+                client = self._clients.setdefault(name, make())  # of two threads, one made the client of both
             except Transient as failed:
                 raise failed.error from failed.__cause__
-        return cast(T, self._clients[name])
+        return cast(T, client)

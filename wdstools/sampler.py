@@ -14,19 +14,20 @@ class Place:
     """An epoch and the steps that were taken of it: what a sampler or loader counts, keeps and takes up again.
 
     Every iteration is an epoch: begin() starts the one after the last, also where that was left midway, as torch's
-    own shuffling does; an iteration that gave nothing yet does not count. After load_state_dict() the next iteration
-    is the rest of that epoch, after set_epoch() the epoch named.
+    own shuffling does; an iteration that gave nothing yet does not count, unless nothing was left to give. After
+    load_state_dict() the next iteration is the rest of that epoch, after set_epoch() the epoch named.
     """
 
     def __init__(self, plan: Deal) -> None:
         self.plan, self.step = plan, 0
         self._run: object | None = None  # the iteration that moves this place; of none: it is where the next begins
+        self._from = 0  # the step at which it began
 
     def begin(self) -> object:
         """Start an iteration at `plan` and `step`; return what names it."""
-        if self._run is not None and self.step:
+        if self._run is not None and self.step and (self.step > self._from or not self.plan.count(self.step)):
             self._to(self.plan.epoch + 1)
-        self._run = object()
+        self._run, self._from = object(), self.step
         return self._run
 
     def advance(self, run: object) -> None:
@@ -61,7 +62,8 @@ class PlanBatchSampler:
 
     Every iteration is the next epoch, or as set_epoch() says (see Place). `plan`: a Plan or Mix. A DataLoader with
     workers draws batches before it delivers them, and the sampler sees only the drawing: state_dict() without a step
-    is exact without workers; with them, say how many batches of the epoch were used. wdstools.loader counts itself.
+    is exact without workers; with them, say how many batches of the epoch were used. torchdata's StatefulDataLoader
+    does so itself: the state of the sampler in its own is that of the last batch it delivered. So does wdstools.loader.
     """
 
     def __init__(self, plan: Deal) -> None:
@@ -117,9 +119,9 @@ def fingerprint(dataset: Any) -> str:
     if own is not None:
         return str(own() if callable(own) else own)
     index = getattr(dataset, "index", None)
-    if index is None:
+    shards = getattr(index, "shards", None)  # of a list, `index` is a method
+    if index is None or shards is None:
         return type(dataset).__name__
-    shards = index.shards
     names = [posixpath.basename(url.partition("?")[0]) for url in shards.url]
     lines = [f"{name} {nbytes} {n}" for name, nbytes, n in zip(names, shards.nbytes, shards.nsamples, strict=True)]
     told = f"{len(names)} shards, {sum(shards.nbytes)} bytes, {_digest(chr(10).join(lines).encode())}"

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 
 from wdstools import urls
 from wdstools.errors import IndexFileError, NotFoundError
-from wdstools.index import SUFFIX, Index, canonical
+from wdstools.index import SUFFIX, Index
+from wdstools.shardtable import canonical
 
 _SHARD = re.compile(r"\.(?:tar(?:\.(?:gz|zst|bz2|xz))?|tgz|tzst|tbz2?|txz)$", re.IGNORECASE)
 

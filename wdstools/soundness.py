@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from wdstools.columns import FIELD_TYPE, HIDDEN, VERSION
+from wdstools.columns import CORE, FIELD_TYPE, HIDDEN, VERSION
 
 BLOCK = 512  # what every header and every end in a tar is a multiple of
 CHECK_ROWS = 1 << 20  # rows at a time, so that the memory for it stays small
@@ -16,25 +16,21 @@ CHECK_ROWS = 1 << 20  # rows at a time, so that the memory for it stays small
 Array = np.ndarray[Any, Any]
 
 
-def check_schema(table: pa.Table) -> bytes:
-    """Return the JSON of the shard table, if the table has the schema of an index. Raises ValueError, KeyError."""
-    metadata = table.schema.metadata or {}
+def check_schema(schema: pa.Schema) -> bytes:
+    """Return the JSON of the shard table, if this is the schema of an index. Raises ValueError, KeyError."""
+    metadata = schema.metadata or {}
     version = metadata.get(b"wds.version", b"nothing").decode()
     if version != VERSION:
         raise ValueError(f"wds.version is {version!r}")
     types = {"shard": pa.uint32(), "start": pa.uint64(), "end": pa.uint64(), "fields": pa.list_(FIELD_TYPE)}
     types |= {"_hash": pa.uint64(), "_row": pa.uint64()}
-    if len(set(table.column_names)) != len(table.column_names):
+    if len(set(schema.names)) != len(schema.names):
         raise ValueError("two columns have the same name")
-    table.validate()
     for name, want in types.items():
-        if table.schema.field(name).type != want:
-            raise ValueError(f"column {name} is {table.schema.field(name).type}, not {want}")
-    if table.schema.field("key").type not in (pa.utf8(), pa.large_utf8()):
+        if schema.field(name).type != want:
+            raise ValueError(f"column {name} is {schema.field(name).type}, not {want}")
+    if schema.field("key").type not in (pa.utf8(), pa.large_utf8()):
         raise ValueError("column key is not text")
-    for name in (*types, "key"):
-        if table.column(name).null_count:
-            raise ValueError(f"column {name} has nulls")
     if b"wds.shards" not in metadata:
         raise ValueError("there is no wds.shards")
     return bytes(metadata[b"wds.shards"])
@@ -46,6 +42,9 @@ def problem(table: pa.Table, nsamples: Sequence[int], nbytes: Sequence[int]) -> 
     `nsamples`, `nbytes`: of the shards. That hashes are those of their keys is not checked here: a look-up compares
     the key itself.
     """
+    for name in (*CORE, *HIDDEN):
+        if table.column(name).null_count:
+            return f"column {name} has nulls"
     return next(_problems(table, nsamples, nbytes), None)
 
 

@@ -22,7 +22,7 @@ from typing import IO, Any, cast
 from wdstools import _core, urls
 from wdstools.compression import MAGIC_BYTES, Decompressed, kind
 from wdstools.errors import NotFoundError, PipeError, ShardError, StoreError, UrlError
-from wdstools.store import Stores
+from wdstools.store import Stat, Stores
 
 REAP_TIMEOUT = 5.0  # seconds that a command gets to end by itself, then to heed SIGTERM
 PIPE_BYTES = 1 << 20  # what an unprivileged process may ask for on Linux
@@ -37,6 +37,7 @@ class Source:
     def __init__(self, url: str, handle: _core.Source, head: bytes = b"", local_path: str | None = None) -> None:
         self.url, self.handle, self.head, self.local_path = url, handle, head, local_path
         self._exits = contextlib.ExitStack()
+        self.version: Callable[[], Stat | None] = lambda: None  # what the store of a remote one tells of it
 
     def on_close(self, call: Callable[[BaseException | None], None]) -> None:
         """Call this with the exception, or None, at the end."""
@@ -49,12 +50,12 @@ class Source:
         self._exits.__exit__(kind, error, trace)
 
 
-def open_source(url: str, stores: Stores | None = None) -> Source:
+def open_source(url: str, stores: Stores | None = None, *, raw: bool = False) -> Source:
     """Open a URL for one pass from its start: a path, file:, pipe:, `-` (stdin), http(s):, s3:, gs:, az:, or whatever
     fsspec opens.
 
-    gzip, zstd, bzip2 and xz are recognised by their first bytes and decompressed. `stores`: with options for what is
-    remote. Raises NotFoundError, StoreError, UrlError; PipeError comes when the source is closed.
+    gzip, zstd, bzip2 and xz are recognised by their first bytes and decompressed, unless `raw`. `stores`: with options
+    for what is remote. Raises NotFoundError, StoreError, UrlError; PipeError comes when the source is closed.
     """
     scheme = urls.scheme(url)
     if url == "-":
@@ -66,7 +67,7 @@ def open_source(url: str, stores: Stores | None = None) -> Source:
     else:
         source = _open_remote(url, stores or _STORES)
     try:
-        return _decompressed(source)
+        return source if raw else _decompressed(source)
     except BaseException as error:
         source.__exit__(type(error), error, None)
         raise
@@ -129,11 +130,10 @@ def _open_pipe(url: str) -> Source:
     if "\0" in command:
         raise UrlError(f"{url!r}: a command cannot contain NUL")
     talk = tempfile.TemporaryFile()
-    shell = ["bash", "-o", "pipefail", "-c"] if shutil.which("bash") else ["sh", "-c"]  # `a | b` fails where a does
     try:
         # A group of its own, so that all parts of a command can be stopped.
         process = subprocess.Popen(
-            [*shell, command], stdout=subprocess.PIPE, stderr=talk, stdin=subprocess.DEVNULL, process_group=0
+            [*shell(), command], stdout=subprocess.PIPE, stderr=talk, stdin=subprocess.DEVNULL, process_group=0
         )
     except BaseException:
         talk.close()
@@ -159,6 +159,11 @@ def _open_pipe(url: str) -> Source:
 
     source.on_close(close)
     return source
+
+
+def shell() -> list[str]:
+    """What runs a command line, which comes last: in bash `a | b` fails where a does."""
+    return ["bash", "-o", "pipefail", "-c"] if shutil.which("bash") else ["sh", "-c"]
 
 
 def _reap(process: subprocess.Popen[bytes], patient: bool) -> int:
@@ -202,6 +207,7 @@ def _open_remote(url: str, stores: Stores) -> Source:
     store.forget(path)  # what is there now is the shard; one that changes while it streams is an error
     body = store.open(path)
     source = Source(url, cast("_core.Readable", body))
+    source.version = lambda: store.pinned(path)
     source.on_close(lambda _: body.close())
     return source
 

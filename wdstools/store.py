@@ -91,9 +91,8 @@ class Stores:
         return self._strangers
 
     def _store(self, root: str, scheme: str) -> Store:
-        if root not in self._stores:
-            self._stores[root] = self._make(root, scheme)
-        return self._stores[root]
+        store = self._stores.get(root)
+        return store or self._stores.setdefault(root, self._make(root, scheme))  # one for all threads
 
     def _make(self, root: str, scheme: str) -> Store:
         if scheme == "file":

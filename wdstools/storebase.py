@@ -9,13 +9,15 @@ from __future__ import annotations
 import abc
 import io
 import os
-import re
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO, cast
 
-from wdstools.errors import ChangedError, PastEndError
+from wdstools import failures
+from wdstools.errors import ChangedError, PastEndError, StoreError
 from wdstools.ranges import Buffer, Range
+
+PINS = 1 << 16  # objects whose version a store remembers
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,7 @@ class Store(abc.ABC):
     """A place with objects in it, each a run of bytes under a path.
 
     The first answer about an object pins it: whatever is read later has to come from the same one, or the read is a
-    ChangedError. `forget` takes the pin away.
+    ChangedError. `forget` takes the pin away; so does reading tens of thousands of other objects.
 
     All methods raise NotFoundError, AccessError, UnreachableError, ChangedError, or a plain StoreError; nothing else
     that depends on the world outside. UrlError: a path that can name nothing in this store.
@@ -74,8 +76,8 @@ class Store(abc.ABC):
         self._forks = Forks.count
 
     def url(self, path: str) -> str:
-        """The URL of a path, for messages: without a password."""
-        return re.sub(r"//[^/:@]*:[^/@]*@", "//", self.root) + path
+        """The URL of a path, for messages: without passwords and signatures."""
+        return failures.hide(self.root + path)
 
     def size(self, path: str) -> Stat:
         """Ask for the size and version of an object."""
@@ -94,6 +96,33 @@ class Store(abc.ABC):
         All of them or an error, as `read`. The result may hold memoryviews, each of which keeps the at most 8 MiB
         alive that were read with it: copy what you keep. An empty range is b"" and asks nobody.
         """
+
+    def read_many(self, wanted: Iterable[tuple[str, Iterable[Range]]]) -> Iterator[list[Buffer] | StoreError]:
+        """Read ranges of many objects, given by path, at once where the store can.
+
+        Yields for each, in the order given, what read_ranges would return, or the StoreError that it would raise: an
+        object that is not there takes nothing from the others. Closing the iterator gives up what is under way.
+        """
+        for path, ranges in wanted:
+            try:
+                found: list[Buffer] | StoreError = self.read_ranges(path, ranges)
+            except StoreError as error:
+                found = error
+            yield found
+
+    def sizes(self, paths: Iterable[str]) -> Iterator[Stat | StoreError]:
+        """As size, for many objects; yields what read_many would of errors."""
+        for path in paths:
+            try:
+                found: Stat | StoreError = self.size(path)
+            except StoreError as error:
+                found = error
+            yield found
+
+    def pinned(self, path: str) -> Stat | None:
+        """The version of an object that reads have to come from; None: nothing was asked about it yet."""
+        self._after_fork()
+        return self._pins.get(path)
 
     @abc.abstractmethod
     def open(self, path: str) -> BinaryIO:
@@ -124,6 +153,9 @@ class Store(abc.ABC):
         """Compare with what was seen before. Raises ChangedError."""
         self._after_fork()
         pinned = self._pins.setdefault(path, stat)
+        if len(self._pins) > PINS:
+            for oldest in list(self._pins)[: PINS // 8]:
+                self._pins.pop(oldest, None)
         if pinned is not stat and not pinned.same(stat):
             raise ChangedError(
                 f"{self.url(path)}: was replaced while it was being read: "
@@ -160,6 +192,16 @@ def as_file(pieces: Generator[Buffer, None, None], nbytes: int) -> BinaryIO:
     return cast(BinaryIO, io.BufferedReader(_Pieces(pieces), nbytes))
 
 
+def pieces_of(file: Any) -> Generator[Buffer, None, None]:
+    """The bytes of a file that nobody has read from, in pieces: those that it was made of, where as_file made it."""
+    raw = getattr(file, "raw", None)
+    if isinstance(raw, _Pieces):
+        yield from raw.rest()
+    else:
+        while data := file.read(1 << 20):
+            yield data
+
+
 class _Pieces(io.RawIOBase):
     def __init__(self, pieces: Generator[Buffer, None, None]) -> None:
         self._pieces = pieces  # first: close() is called on what was not finished, too
@@ -178,6 +220,13 @@ class _Pieces(io.RawIOBase):
         buffer[:n] = self._piece[:n]
         self._piece = self._piece[n:]
         return n
+
+    def rest(self) -> Generator[Buffer, None, None]:
+        """What was not read yet."""
+        piece, self._piece = self._piece, memoryview(b"")
+        if piece:
+            yield piece
+        yield from self._pieces
 
     def close(self) -> None:
         self._pieces.close()

@@ -2,7 +2,7 @@
 
 A folder is a URL too, with or without a slash at its end; the current folder is the empty string. The query and
 fragment of an http(s) URL are no part of its path; in every other URL, `?` and `#` are ordinary characters.
-Brace patterns are in `wdstools.braces`; its public names are here as well.
+Brace patterns are in `wdstools.braces`, `pipe:` commands in `wdstools.pipes`; their public names are here as well.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 
 from wdstools.braces import MAX_NAMES, collapse, duplicates, escape, expand, missing
 from wdstools.errors import UrlError
+from wdstools.pipes import expand_template, pipe
 
 __all__ = [
     "MAX_NAMES",
@@ -23,11 +24,13 @@ __all__ = [
     "duplicates",
     "escape",
     "expand",
+    "expand_template",
     "index_name",
     "is_absolute",
     "join",
     "local_path",
     "missing",
+    "pipe",
     "relative",
     "scheme",
 ]

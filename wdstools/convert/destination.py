@@ -141,11 +141,8 @@ def sweep(found: Sequence[Target], *, parts: bool) -> None:
         if number is None or not os.path.isdir(folder):
             continue
         shard = re.escape(name[: number.start()] % ()) + "[0-9]+" + re.escape(name[number.end() :] % ())
-        forms = [
-            rf"\.{shard}\.tmp",
-            rf"\.\.{shard}\.part\.tmp",
-            rf"\.{re.escape(os.path.basename(target.index_path))}\.tmp",
-        ]
+        index = re.escape(os.path.basename(target.index_path))
+        forms = [rf"\.{shard}\.tmp", rf"\.(\.{shard}\.part|{index})(\.[0-9]+-[0-9a-f]+)?\.tmp"]
         forms.append(r"\.(classes\.json|skipped\.jsonl)\.tmp")
         form = re.compile("|".join(forms + ([rf"\.{shard}\.part"] if parts else [])))
         for item in os.listdir(folder):

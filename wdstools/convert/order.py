@@ -1,10 +1,9 @@
 """In which order samples are written, and into which split: hashes of their keys, so that neither depends on the
-order of a listing, on the platform or on the version of Python."""
+order of a listing, on the platform or on the version of Python. Splits are those of Dataset.split (plan.split_of)."""
 
 from __future__ import annotations
 
 import hashlib
-import itertools
 from array import array
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
@@ -13,11 +12,14 @@ import numpy as np
 
 from wdstools.convert.entries import Entries
 from wdstools.errors import SourceError
+from wdstools.permute import MASK
+from wdstools.plan import split_of, stirred
+from wdstools.samples import hash_key
 
 Numbers: TypeAlias = "range | array[int]"
 """Of entries, in some order."""
 
-_SHUFFLE, _SPLIT = b"wds-shuffle", b"wds-split"
+_SHUFFLE = b"wds-shuffle"
 
 
 def hasher(seed: int, purpose: bytes) -> Callable[[str], bytes]:
@@ -55,17 +57,18 @@ def _at(numbers: Numbers, places: np.ndarray[Any, Any]) -> array[int]:
 def split(entries: Entries, splits: Sequence[tuple[str, float]], seed: int, stratify: bool) -> dict[str, array[int]]:
     """Return the numbers of the entries in each split, ascending.
 
-    By the hash of the key: fractions hold on average, and a sample stays in its split whatever else comes or goes.
+    As plan.split_of() decides by the hash of the key and the seed (modulo 2**64): fractions hold on average, and a
+    sample stays in its split whatever else comes or goes. Fractions that miss 1 by a rounding are scaled to it.
     With `stratify` they hold exactly for every group (to the sample; what is left of one group is made up by the next).
     Raises SourceError where a split would be empty.
     """
-    hashes = _hashes(entries, range(len(entries)), hasher(seed, _SPLIT))
+    keys = np.fromiter((hash_key(entry.key) for entry in entries), np.uint64, len(entries))
     if stratify:
-        chosen = _by_group(entries, splits, hashes)
+        chosen = _by_group(entries, splits, stirred(keys, seed & MASK))
     else:
-        limits = [int(min(total, 1.0) * 2.0**64) for total in itertools.accumulate(part for _, part in splits)]
-        tops = np.array([min(limit, (1 << 64) - 1) for limit in limits[:-1]], np.uint64)
-        chosen = np.searchsorted(tops, hashes, side="right")  # what the last one's fraction leaves is its own, too
+        total = sum(part for _, part in splits)
+        scale = 1.0 if abs(total - 1) < 1e-9 else 1 / total
+        chosen = split_of(keys, {name: part * scale for name, part in splits}, seed & MASK)
     found = {}
     for i, (name, _) in enumerate(splits):
         found[name] = _at(range(len(entries)), np.flatnonzero(chosen == i))
@@ -76,7 +79,7 @@ def split(entries: Entries, splits: Sequence[tuple[str, float]], seed: int, stra
 
 def _by_group(
     entries: Entries, splits: Sequence[tuple[str, float]], hashes: np.ndarray[Any, np.dtype[np.uint64]]
-) -> np.ndarray[Any, np.dtype[np.int64]]:
+) -> np.ndarray[Any, np.dtype[Any]]:
     """The number of the split of each entry."""
     groups: dict[Any, array[int]] = {}
     for i, entry in enumerate(entries):

@@ -12,8 +12,9 @@ from wdstools.cli.common import emit, emit_json, progress, say, split_commas, ta
 from wdstools.errors import DestinationError, IndexFileError, NotFoundError, UrlError
 
 if TYPE_CHECKING:
-    from wdstools.index import Index, Shards
+    from wdstools.index import Index
     from wdstools.sets import ShardSet
+    from wdstools.shardtable import Shards
 
 SUFFIX = ".wdsindex"
 
@@ -104,7 +105,7 @@ def _of_index(index: Index) -> list[str]:
 def _previous(job: ShardSet, force: bool) -> tuple[Index | None, Index | None]:
     """(the index whose rows may be taken over, the index that is there)."""
     from wdstools import sets
-    from wdstools.index import canonical
+    from wdstools.shardtable import canonical
 
     before, state = sets.load_index(job.index)
     if before is not None and not force:
