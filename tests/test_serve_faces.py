@@ -29,7 +29,7 @@ from hypothesis import strategies as st
 
 from tests.serving import Live, serving
 from wdstools.serve.blobs import Blob, Files
-from wdstools.serve.buckets import Bucket, Entry, FolderBucket
+from wdstools.serve.buckets import Bucket, Entry, FolderBucket, NamesBucket
 from wdstools.serve.listing import from_token, page, token
 from wdstools.serve.request import Request
 from wdstools.serve.sigv4 import verify
@@ -279,6 +279,20 @@ class Names(Bucket):
         yield from (Entry(key, 1, "e", 0) for key in self._keys if key.startswith(prefix) and key > after)
 
 
+class Known(NamesBucket):
+    """A bucket that is given its keys, as those of indexes and remote prefixes."""
+
+    def __init__(self, keys: list[str]) -> None:
+        super().__init__("b", "b")
+        self._keys = sorted(set(keys))
+
+    def names(self) -> list[str]:
+        return self._keys
+
+    def find(self, key: str) -> Blob | None:
+        return Blob(key, 1, "e", 0)
+
+
 part = st.text("ab-./0", min_size=1, max_size=4)
 
 
@@ -307,7 +321,8 @@ def walk(bucket: Bucket, prefix: str, delimiter: str, most: int) -> list[str]:
 
 @given(st.lists(part), st.text("ab/.", max_size=3), st.sampled_from(["", "/", "-", "a", "ab"]), st.integers(1, 4))
 def test_pages_are_the_naive_listing(keys: list[str], prefix: str, delimiter: str, most: int) -> None:
-    assert walk(Names(keys), prefix, delimiter, most) == naive_listing(keys, prefix, delimiter)
+    for bucket in (Names(keys), Known(keys)):
+        assert walk(bucket, prefix, delimiter, most) == naive_listing(keys, prefix, delimiter)
 
 
 component = st.text("ab0-é", min_size=1, max_size=2).map(lambda text: text)

@@ -96,6 +96,7 @@ class Connection(asyncio.Protocol):
         self._sender.close()
         if self._task is not None:
             self._task.cancel()
+            self._task = None  # what is held in a circle stays in memory for long
         if self._request is not None:
             self._log(False)
         self._server.leave(self)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 
 from wdstools.ranges import Buffer
 from wdstools.serve.blobs import Blob, LocalBlob
@@ -87,11 +88,12 @@ def _body(
 
 async def _remote(
     blob: RemoteBlob, wanted: list[Span], flights: Flights, heads: list[bytes], last: bytes
-) -> AsyncIterator[Buffer]:
+) -> AsyncGenerator[Buffer, None]:
     for head, span in zip(heads, wanted, strict=True):
         if head:
             yield head
-        async for piece in flights.pieces(blob, *span):
-            yield piece
+        async with aclosing(flights.pieces(blob, *span)) as pieces:
+            async for piece in pieces:
+                yield piece
     if last:
         yield last

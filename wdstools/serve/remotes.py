@@ -6,10 +6,11 @@ import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from wdstools.cache import BLOCK
 from wdstools.errors import ChangedError, NotFoundError
 from wdstools.ranges import Buffer
 from wdstools.serve.blobs import Blob
@@ -17,22 +18,23 @@ from wdstools.store import Stores
 from wdstools.storebase import Stat, Store
 
 FRESH = 5.0  # seconds for which nobody asks whether an object or a listing has changed
-PIECE = 1024 * 1024  # bytes that are read at once
-AHEAD = 7  # pieces that are under way while one is sent, as long as
-MANY = 96  # pieces are not held by all connections together
+PIECE = 1024 * 1024  # bytes that are read at once; with a cache, one of its blocks
+AHEAD = 8 * 1024 * 1024  # bytes that are under way for a connection while some are sent, as long as
+MANY = 96 * 1024 * 1024  # bytes are not held by all connections together
 THREADS = 32
 
 
 class RemoteBlob(Blob):
-    """One version of an object. `store`: reads this version or raises ChangedError."""
+    """One version of an object. `store`: reads this version or raises ChangedError; `piece`: bytes that it is best read
+    by."""
 
-    __slots__ = ("checked", "path", "stat", "store", "url")
+    __slots__ = ("checked", "path", "piece", "stat", "store", "url")
 
-    def __init__(self, url: str, store: Store, path: str, stat: Stat) -> None:
+    def __init__(self, url: str, store: Store, path: str, stat: Stat, piece: int) -> None:
         version = stat.etag or (f"{stat.mtime_ns:x}-{stat.nbytes:x}" if stat.mtime_ns else f"{stat.nbytes:x}")
         super().__init__(path, stat.nbytes, version, stat.mtime_ns)
         self.url, self.store, self.path, self.stat = url, store, path, stat
-        self.checked = time.monotonic()
+        self.piece, self.checked = piece, time.monotonic()
 
     def read(self, start: int, end: int) -> Buffer:
         """Bytes [start, end), from whichever thread. Raises StoreError."""
@@ -82,7 +84,8 @@ class Objects:
             # Whoever still reads the old version keeps its store, whose pins do not change.
             self._reads = Stores(self._options, cache=self._cache)
         store, path = self._reads.of(url)
-        blob = self._blobs[url] = RemoteBlob(url, store, path, store.size(path))
+        piece = PIECE if self._cache is None else BLOCK
+        blob = self._blobs[url] = RemoteBlob(url, store, path, store.size(path), piece)
         return blob
 
     def names(self, prefix: str) -> list[str]:
@@ -100,25 +103,26 @@ class Flights:
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="wds-serve-remote")
-        self._held = 0  # pieces that somebody waits for or sends
+        self._held = 0  # bytes that somebody waits for or sends
         self._under_way: dict[tuple[str, bytes, int, int], asyncio.Future[Buffer]] = {}
 
-    async def pieces(self, blob: RemoteBlob, start: int, end: int) -> AsyncIterator[Buffer]:
+    async def pieces(self, blob: RemoteBlob, start: int, end: int) -> AsyncGenerator[Buffer, None]:
         """Bytes [start, end), in order. Raises StoreError."""
         waiting: deque[asyncio.Future[Buffer]] = deque()
+        step = blob.piece
         try:
             while start < end or waiting:
-                while start < end and (not waiting or (len(waiting) <= AHEAD and self._held < MANY)):
-                    stop = min(end, (start // PIECE + 1) * PIECE)
+                while start < end and (not waiting or (len(waiting) * step <= AHEAD and self._held < MANY)):
+                    stop = min(end, (start // step + 1) * step)
                     waiting.append(self._read(blob, start, stop))
-                    self._held += 1
+                    self._held += step
                     start = stop
                 piece = await asyncio.shield(waiting[0])
                 yield piece
                 del piece, waiting[0]
-                self._held -= 1
+                self._held -= step
         finally:
-            self._held -= len(waiting)
+            self._held -= len(waiting) * step
 
     def _read(self, blob: RemoteBlob, start: int, end: int) -> asyncio.Future[Buffer]:
         key = blob.url, blob.etag, start, end

@@ -33,6 +33,14 @@ class FileSpan(NamedTuple):
 Piece: TypeAlias = bytes | memoryview | FileSpan
 
 
+def _nothing() -> None:
+    pass
+
+
+def _ignore(reason: str) -> None:
+    pass
+
+
 class Sender(abc.ABC):
     """Sends pieces in their order. `done` is called when all are gone, but not by send() itself; `broken`, once, when
     they cannot be sent."""
@@ -64,6 +72,7 @@ class Sender(abc.ABC):
     def close(self) -> None:
         self._closed = True
         self._pieces.clear()
+        self._done, self._broken = _nothing, _ignore  # no circle with the connection
 
     @abc.abstractmethod
     def _push(self) -> bool:
@@ -75,8 +84,9 @@ class Sender(abc.ABC):
 
     def _fail(self, reason: str) -> bool:
         if not self._closed:
+            broken = self._broken
             self.close()
-            self._broken(reason)
+            broken(reason)
         return False
 
     def _wait_for_disk(self, span: FileSpan) -> bool:

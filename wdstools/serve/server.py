@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable
 from email.utils import formatdate
 
+import uvloop
+
 from wdstools.errors import StoreError
 from wdstools.serve.accesslog import AccessLog
 from wdstools.serve.app import App
@@ -185,8 +187,6 @@ def bind(host: str, port: int, shared: bool) -> socket.socket:
 def serve(settings: Settings, sock: socket.socket, metrics: Metrics, ready: Callable[[Server], None]) -> None:
     """Serve until SIGTERM or SIGINT; a second one does not wait for what is under way. `ready`: is called once it
     listens. Raises WdsError, OSError: what cannot be served."""
-    import uvloop
-
     gc.collect()
     gc.freeze()  # what is here stays: it need not be looked at again
 
