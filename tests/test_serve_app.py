@@ -174,7 +174,7 @@ def test_nothing_is_held_for_clients_that_are_gone(tmp_path: Path) -> None:
             if not server.metrics.total("connections"):
                 break
         await asyncio.sleep(0.05)
-        found = sum(isinstance(thing, Connection) for thing in gc.get_objects())
+        found = sum(type(thing) is Connection for thing in gc.get_objects())
         server.stop()
         await server.stopped.wait()
         server.close()

@@ -143,6 +143,10 @@ class Server:
 
     def close(self) -> None:
         self._timer.cancel()
+        if self._listener is not None:  # where nobody called stop()
+            self._listener.close()
+        for connection in list(self._connections):
+            connection.abort()
         self.app.close()
         self.disk.close()
         if self._log is not None:
