@@ -69,6 +69,8 @@ static PyMethodDef core_methods[] = {
      "scan(source, url): walk a whole tar; a dict of the columns of its index, as bytes of native u64 (codes: u32)"},
     {"split_name", core_split, METH_O, "split_name(name): (key, field) of a member name, or None"},
     {"hash_key", core_hash, METH_O, "hash_key(bytes): XXH64 with seed 0"},
+    {"bring_in", core_bring_in, METH_VARARGS,
+     "bring_in(fd, start, end): read bytes [start, end) of a file into the page cache, in turn on a disk that seeks"},
     {"format_header", core_format, METH_VARARGS, "format_header(name, nbytes, mtime): the header group of a regular file"},
     {NULL, NULL, 0, NULL}};
 

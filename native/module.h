@@ -86,6 +86,10 @@ int builder_put(builder *m, PyObject *ext, PyObject *value, uint64_t header); /*
 PyObject *columns_to_dict(const columns *c);
 PyObject *core_scan(PyObject *module, PyObject *args, PyObject *kwargs);
 
+/* py_turn.c */
+PyObject *core_bring_in(PyObject *module, PyObject *args);
+#define LOCK_MEANING "WDS_LOCK is auto, always or never, WDS_LOCK_SLOTS 1 to 1024"
+
 extern PyType_Spec block_spec, span_spec, stream_spec, reader_spec, walker_spec, writer_spec, rows_spec;
 
 #endif

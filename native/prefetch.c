@@ -117,17 +117,6 @@ static void *prefetch_main(void *arg) {
 unsigned prefetch_depth(prefetch *r) { return atomic_load(&r->depth); }
 
 /* In the caller's thread, for only there is the environment at rest. What does not parse is left at its default. */
-/* False: what is there has no meaning. */
-static bool read_environment(prefetch *r) {
-  const char *mode = getenv("WDS_LOCK"), *slots = getenv("WDS_LOCK_SLOTS");
-  char *end = NULL;
-  long n = slots && *slots ? strtol(slots, &end, 10) : 1;
-  if (n < 1 || n > 1024 || (end && *end) || (mode && *mode && !lock_mode_of(mode, &r->mode))) return false;
-  r->slots = (unsigned)n;
-  turnstile_environment();
-  return true;
-}
-
 prefetch *prefetch_start(int fd, bool regular, uint64_t pos) {
   prefetch *r = calloc(1, sizeof *r);
   if (!r) return NULL;
@@ -135,7 +124,8 @@ prefetch *prefetch_start(int fd, bool regular, uint64_t pos) {
   r->regular = regular;
   r->pos = pos;
   atomic_init(&r->depth, PREFETCH_DEPTH);
-  bool known = read_environment(r);
+  bool known = lock_choice(&r->mode, &r->slots);
+  turnstile_environment();
   if (!known) errno = EINVAL;
   if (!known || pipe2(r->wake, O_CLOEXEC)) {
     free(r);

@@ -110,7 +110,7 @@ int source_open(py_source *s, core_state *st, PyObject *source, const char *head
   if (s->regular) s->b.size = (uint64_t)about.st_size;
   s->ra = prefetch_start(s->fd, s->regular, head_len);
   if (!s->ra) {
-    if (errno == EINVAL) PyErr_SetString(PyExc_ValueError, "WDS_LOCK is auto, always or never, WDS_LOCK_SLOTS 1 to 1024");
+    if (errno == EINVAL) PyErr_SetString(PyExc_ValueError, LOCK_MEANING);
     else PyErr_SetFromErrno(PyExc_OSError);
     return -1;
   }

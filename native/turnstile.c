@@ -239,3 +239,13 @@ bool lock_mode_of(const char *name, lock_mode *mode) {
     }
   return false;
 }
+
+bool lock_choice(lock_mode *mode, unsigned *slots) {
+  const char *name = getenv("WDS_LOCK"), *number = getenv("WDS_LOCK_SLOTS");
+  char *end = NULL;
+  long n = number && *number ? strtol(number, &end, 10) : 1;
+  *mode = LOCK_AUTO;
+  if (n < 1 || n > 1024 || (end && *end) || (name && *name && !lock_mode_of(name, mode))) return false;
+  *slots = (unsigned)n;
+  return true;
+}

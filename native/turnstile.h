@@ -45,5 +45,7 @@ void turnstile_leave(turnstile *t);
 void turnstile_close(turnstile *t); /* NULL is fine */
 
 bool lock_mode_of(const char *name, lock_mode *mode); /* "auto", "always", "never" */
+/* What $WDS_LOCK (auto) and $WDS_LOCK_SLOTS (1) say. False: what is there has no meaning. */
+bool lock_choice(lock_mode *mode, unsigned *slots);
 
 #endif

@@ -23,6 +23,7 @@ from freading import NATIVE, compile_c, environment, fread, start
 from helpers import make_tar
 
 import wdstools
+from wdstools import _core
 
 HERE = Path(__file__).parent
 
@@ -341,6 +342,42 @@ def test_streams_take_turns(tmp_path: Path) -> None:
     before = tickets(locks)
     assert streaming(locks, "", path, path).communicate(timeout=60)[1] is None
     assert 3 <= tickets(locks) - before <= 8  # 12 MiB, and then 32 at a time; less where the kernel reads far ahead
+
+
+def test_a_range_is_brought_in_in_turn(tmp_path: Path) -> None:
+    path, locks = tmp_path / "a.tar", tmp_path / "locks"
+    big_shard(path)
+    size = path.stat().st_size
+    code = (
+        "import os, sys\n"
+        "from wdstools import _core\n"
+        "fd = os.open(sys.argv[1], os.O_RDONLY)\n"
+        f"_core.bring_in(fd, {size // 3}, {size} + 999)\n"
+        f"print(os.preadv(fd, [bytearray(4096)], {size // 2}, os.RWF_NOWAIT))\n"
+    )
+
+    def run(lock: str) -> str:
+        env = environment(WDS_LOCK=lock, WDS_LOCK_DIR=str(locks))
+        return subprocess.run(
+            [sys.executable, "-c", code, path], env=env, capture_output=True, text=True, check=True, timeout=60
+        ).stdout
+
+    make_cold(path)
+    assert run("never") == "4096\n"
+    assert not locks.exists()
+    make_cold(path)
+    assert run("always") == "4096\n"
+    assert tickets(locks) == 1
+    assert run("always") == "4096\n"
+    assert tickets(locks) == 1  # the page cache has it
+    with path.open("rb") as file:
+        with pytest.raises(ValueError, match="not a byte range"):
+            _core.bring_in(file.fileno(), 2, 1)
+        with pytest.raises(OverflowError):
+            _core.bring_in(file.fileno(), -1, 1)
+        assert _core.bring_in(file.fileno(), 5, 5) is None
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        _core.bring_in(999_999, 0, 10)
 
 
 def test_a_stream_that_waits_for_its_turn_can_be_closed(built: Path, tmp_path: Path) -> None:

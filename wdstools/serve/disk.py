@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-import threading
 from concurrent.futures import ThreadPoolExecutor
 
+from wdstools import _core
 from wdstools.serve.blobs import Handle
 
 WINDOW = 8 * 1024 * 1024  # bytes that are brought in at once
@@ -50,17 +50,7 @@ class Disk:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 
-_buffers = threading.local()
-
-
 def bring_in(handle: Handle, start: int, end: int) -> None:
-    """Read bytes [start, end) into the page cache, in a thread. Here readers of a rotational disk would take turns."""
-    buffer = getattr(_buffers, "buffer", None)
-    if buffer is None:
-        buffer = _buffers.buffer = bytearray(1024 * 1024)
-    os.posix_fadvise(handle.fd, start, end - start, os.POSIX_FADV_WILLNEED)
-    while start < end:
-        got = os.preadv(handle.fd, [memoryview(buffer)[: end - start]], start)
-        if not got:
-            return  # cut short: whoever sends it will notice
-        start += got
+    """Read bytes [start, end) into the page cache, in a thread; on a disk that seeks, in turn with all other readers.
+    What is cut short is no error here: whoever sends it will notice."""
+    _core.bring_in(handle.fd, start, end)
