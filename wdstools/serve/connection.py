@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, cast
 from wdstools.errors import WdsError
 from wdstools.ranges import Buffer
 from wdstools.serve.request import Parser, Refused, Request
-from wdstools.serve.response import STATUS_LINES, Response, full
-from wdstools.serve.sending import Piece, Sender, SocketSender, TransportSender
+from wdstools.serve.response import STATUS_LINES, Response, Streamed, full
+from wdstools.serve.sending import Piece, Sender, SocketSender, TransportSender, piece_nbytes
 
 if TYPE_CHECKING:
     from wdstools.serve.server import Server
@@ -147,7 +147,7 @@ class Connection(asyncio.Protocol):
         else:
             await self._stream(request, response, response.body)
 
-    async def _stream(self, request: Request, response: Response, body: AsyncIterator[Buffer]) -> None:
+    async def _stream(self, request: Request, response: Response, body: Streamed) -> None:
         chunked = response.length is None and not request.http10
         if response.length is None and request.http10:
             request.keep_alive = False
@@ -157,12 +157,14 @@ class Connection(asyncio.Protocol):
         left = response.length
         try:
             async for data in body if request.method != "HEAD" else _nothing():
+                pieces: list[Piece] = data if isinstance(data, list) else [data]
+                nbytes = sum(map(piece_nbytes, pieces))
                 if left is not None:
-                    left -= len(data)
+                    left -= nbytes
                     if left < 0:
                         raise ValueError("a body that is longer than was promised")
-                if data:
-                    await self._write([b"%x\r\n" % len(data), data, b"\r\n"] if chunked else [data])
+                if nbytes:
+                    await self._write([b"%x\r\n" % nbytes, *pieces, b"\r\n"] if chunked else pieces)
             if left and request.method != "HEAD":
                 raise ValueError("a body that is shorter than was promised")
             if chunked and request.method != "HEAD":
