@@ -51,12 +51,14 @@ typedef struct {
   uint64_t largest, largest_at; /* nbytes and offset of the largest payload that was read apart */
 } read_call;
 
+/* py_parse.c */
 /* The sample in bytes [start, end) of a shard, which must have the key: out of data, or of backing, a bytes object that
  * views keep alive, where they are there, else from at->fd. A new reference. */
 PyObject *read_sample(ReaderObject *self, const sample_at *at, const unsigned char *data, PyObject *backing, later *later);
 /* The same out of a guess, whose value it takes. NULL without an exception: the sample is not like that. */
 PyObject *read_guessed(ReaderObject *self, const sample_at *at, guess *g);
 
+/* py_read.c */
 /* files: per shard None or (fd, url, local_path, ...); *file is a new reference to the one of this row, and at->own_key is
  * to be freed (PyMem_RawFree). r, which may be NULL, is held by the caller: the GIL may be let go of. 0: not as simple as
  * that, let Python see to it; -1: exception. */

@@ -554,6 +554,23 @@ def test_remote_data_in_workers(served: str, method: str) -> None:
     assert sorted(flat(drain(batches))) == list(range(COUNT))
 
 
+def test_how_workers_of_remote_data_start(served: str, large: Dataset, caplog: pytest.LogCaptureFixture) -> None:
+    source = wdstools.open(f"{served}/t.wdsindex")
+
+    def start(*arguments: Any, **options: Any) -> str | None:
+        context = loader(*arguments, 8, num_workers=2, **options).multiprocessing_context
+        return context and context.get_start_method()
+
+    assert start(source, transform=number_of) == "forkserver"
+    assert start({"a": (source, 1), "b": (large, 1)}) == "forkserver"
+    assert start(source, multiprocessing_context="fork") == "fork"
+    assert start(large, transform=number_of) is None
+    assert loader(source, 8).multiprocessing_context is None, "no workers"
+    assert not caplog.records
+    assert start(source, transform=lambda sample: sample) is None, "Python's own way, which is to fork"
+    assert "transform cannot be pickled: workers are forked" in caplog.text
+
+
 def test_a_loader_of_ones_own_that_forks(served: str) -> None:
     """A plain DataLoader over a remote Dataset that the parent has used, epoch after epoch."""
     source = wdstools.open(f"{served}/t.wdsindex")

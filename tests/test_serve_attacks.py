@@ -33,7 +33,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def live(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
-    with serving(tmp_path_factory.mktemp("log"), root, "--slow", 2) as server:
+    with serving(tmp_path_factory.mktemp("log"), root, "--slow", 1) as server:
         yield server
 
 
@@ -105,7 +105,7 @@ def test_slow_readers_are_given_up_and_cost_nothing(tmp_path: Path) -> None:
     folder.mkdir()
     with open(folder / "big.tar", "wb") as file:
         file.truncate(100 << 20)
-    with serving(tmp_path, folder, "--slow", 1.5) as live:
+    with serving(tmp_path, folder, "--slow", 1) as live:
         before = live.resident()
         clients = stalled(live, 50)
         assert live.ask("/big.tar", Range="bytes=0-9").body == bytes(10)
@@ -118,7 +118,7 @@ def test_slow_readers_are_given_up_and_cost_nothing(tmp_path: Path) -> None:
 
 
 def test_idle_connections_are_closed(root: Path, tmp_path: Path) -> None:
-    with serving(tmp_path, root, "--idle", 1) as live, live.connect() as fresh, live.connect() as used:
+    with serving(tmp_path, root, "--idle", 0.5) as live, live.connect() as fresh, live.connect() as used:
         used.sendall(get("/a.tar", "Range: bytes=0-0"))
         begun = time.monotonic()
         assert read_all(fresh) == b""
@@ -307,7 +307,7 @@ request = st.builds(
 stream = st.lists(request | st.binary(max_size=60), min_size=1, max_size=3).map(b"".join)
 
 
-@settings(max_examples=250)
+@settings(max_examples=200)
 @given(stream)
 @example(get("/storage/v1/b/shards/o/%ff"))
 @example(get("/shards?list-type=2&continuation-token=_w=="))

@@ -424,3 +424,10 @@ def test_nginx_takes_no_names_that_break_out() -> None:
         config(Settings((("a", "/"), ("b;}", "/")), port=1))
     with pytest.raises(ValueError, match="token"):
         config(Settings((("a", "/"),), port=1, token='x" 0; }'))
+
+
+def test_a_certificate_that_is_none(root: Path, certificate: tuple[Path, Path]) -> None:
+    cert, key = certificate
+    code, out, err = command(root, "--port", 0, "--tls-cert", key, "--tls-key", cert)
+    assert (code, out) == (1, "")
+    assert "no certificate with its key" in err

@@ -32,7 +32,8 @@ LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
 MODULES = {  # of rooms that are more than one module
     "urls": "braces pipes",
     "plan": "deal mix permute",
-    "storage": "store storebase ranges inflight retrying failures httpclient obstores fsspecs remote cache blocks passing",
+    "storage": "store storebase ranges inflight retrying failures passing"
+    " remote obstores fsspecs httpclient cache blocks",
     "index": "shardtable indexfile rowbatches",
     "build": "merge",
     "dataset": "access fetching finding",

@@ -74,6 +74,11 @@ class Dataset(View):
         self._read_row, self._files = self._access.reader.read_row, self._access.files
         self._whole = rows is None
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether samples come over a network."""
+        return not self._access.local
+
     @overload
     def __getitem__(self, item: int | str) -> Sample: ...
     @overload

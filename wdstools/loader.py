@@ -12,8 +12,6 @@ called.
 
 from __future__ import annotations
 
-import multiprocessing
-import pickle
 import re
 import sys
 import types
@@ -29,7 +27,7 @@ from wdstools.mix import Mix
 from wdstools.parcel import Packer
 from wdstools.plan import Plan
 from wdstools.sampler import PlanBatchSampler, fingerprint
-from wdstools.workers import rank_and_world, transformed
+from wdstools.workers import choose_start, rank_and_world, transformed
 
 NUMBERS = (torch.Tensor, np.ndarray, np.number, np.bool_, int, float)
 
@@ -65,6 +63,10 @@ def loader(
     returned; without it, see collate_batch(). Both must be picklable where workers are not forked. Other options are
     DataLoader's: prefetch_factor, persistent_workers, pin_memory, multiprocessing_context, timeout ...
 
+    Workers of remote data are started by forkserver unless multiprocessing_context says something else, because the
+    fast client of object stores cannot be used in a forked child: as with spawn, the script that trains needs its
+    `if __name__ == "__main__":`.
+
     Raises ValueError or TypeError for arguments that do not fit.
     """
     rank, world = rank_and_world(rank, world)
@@ -94,7 +96,8 @@ class Loader(DataLoader[Any]):
         if not options.get("in_order", True):
             raise ValueError("in_order=False: batches in any order cannot be counted, nor resumed")
         collate = Collate(options.pop("collate_fn", None), bool(options.get("pin_memory")))
-        _check_pickles(dataset, collate, options)
+        functions = {"transform": getattr(dataset, "transform", None), "collate": collate.collate}
+        choose_start(getattr(dataset, "datasets", [dataset]), functions, options)
         self.place = sampler.place
         super().__init__(dataset, batch_sampler=_Ahead(sampler), collate_fn=collate, **options)
 
@@ -259,21 +262,6 @@ def _tail(tail: Tail | None, drop_last: bool | None, world: int) -> Tail:
     if not drop_last and world > 1:
         raise ValueError(f"drop_last=False leaves open what {world} ranks do: say tail='pad' or tail='uneven'")
     return "drop" if drop_last else "uneven"
-
-
-def _check_pickles(dataset: Any, collate: Collate, options: Mapping[str, Any]) -> None:
-    """Raises TypeError where workers are spawned, and torch would fail with half of them started."""
-    context = options.get("multiprocessing_context")
-    if not options.get("num_workers"):
-        return
-    method = context if isinstance(context, str) else (context or multiprocessing).get_start_method()
-    if method == "fork":
-        return
-    for name, value in (("transform", getattr(dataset, "transform", None)), ("collate", collate.collate)):
-        try:
-            pickle.dumps(value)
-        except (pickle.PicklingError, AttributeError, TypeError) as error:
-            raise TypeError(f"{name} cannot be pickled, as {method} workers need: {error}") from error
 
 
 class _Callable(types.ModuleType):

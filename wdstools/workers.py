@@ -1,14 +1,20 @@
-"""What a process that loads data is, among others: its rank, its worker; and the user's function on a sample.
+"""What a process that loads data is, among others: its rank, its worker, how its workers start; and the user's
+function on a sample.
 
 Nothing here imports torch: where it is not loaded, there are no ranks or workers of its making.
 """
 
 from __future__ import annotations
 
+import logging
+import multiprocessing
 import os
+import pickle
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
+
+log = logging.getLogger("wdstools")
 
 
 def rank_and_world(rank: int | None = None, world: int | None = None) -> tuple[int, int]:
@@ -60,3 +66,35 @@ def transformed(transform: Callable[[Any], Any], sample: Any) -> Any:
     except Exception as error:
         error.add_note(f"in transform, of sample {told.get('__key__')!r} of {told.get('__url__')}")
         raise
+
+
+def choose_start(datasets: Iterable[Any], functions: Mapping[str, object], options: dict[str, Any]) -> None:
+    """Check, and choose where it is open, how a DataLoader with these options starts its workers.
+
+    Those of remote `datasets` come from a forkserver, unless the caller, Python or the environment has said how, or one
+    of `functions` (name -> what workers call) cannot be pickled. TypeError: one cannot be pickled, and has to be; torch
+    would fail with half of the workers started.
+    """
+    if not options.get("num_workers"):
+        return
+    context = options.get("multiprocessing_context")
+    method = context if isinstance(context, str) else (context or multiprocessing).get_start_method()
+    remote = not context and method == "fork" and any(getattr(dataset, "is_remote", False) for dataset in datasets)
+    if method == "fork" and not remote:
+        return
+    problem = _unpicklable(functions)
+    if problem is None and remote:
+        options["multiprocessing_context"] = "forkserver"
+    elif problem is not None and remote:
+        log.warning("%s cannot be pickled: workers are forked, and read remote data through slower clients", problem[0])
+    elif problem is not None:
+        raise TypeError(f"{problem[0]} cannot be pickled, as {method} workers need: {problem[1]}") from problem[1]
+
+
+def _unpicklable(functions: Mapping[str, object]) -> tuple[str, Exception] | None:
+    for name, value in functions.items():
+        try:
+            pickle.dumps(value)
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            return name, error
+    return None

@@ -29,7 +29,7 @@ Route: TypeAlias = Callable[[Request], Response | Awaitable[Response]]
 
 log = logging.getLogger("wdstools")
 
-THREADS = 8  # for listings
+THREADS = 32  # for listings, and for asking remote stores
 READS = ("GET", "HEAD")
 ALLOW = b"Allow: GET, HEAD, OPTIONS\r\n"
 

@@ -12,7 +12,8 @@ import os
 import time
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 from urllib.parse import quote
 
@@ -25,6 +26,7 @@ from wdstools.serve.remotes import Objects
 log = logging.getLogger("wdstools")
 
 UNFINISHED = (".part", ".tmp", ".partial")
+AT_ONCE = 64  # objects of a remote store that are asked for together
 SETTLED = 2.0  # seconds after which a folder's mtime tells whether anything changed in it
 
 
@@ -62,10 +64,6 @@ class Bucket(abc.ABC):
 
     def all_keys(self) -> list[str]:
         return [entry.key for entry in self.entries("", "", False)]
-
-    def has_folder(self, prefix: str) -> bool:
-        """Whether any key starts with a prefix."""
-        return next(self.entries(prefix, "", True), None) is not None
 
 
 class FolderBucket(Bucket):
@@ -153,8 +151,13 @@ class NamesBucket(Bucket):
     def names(self) -> Sequence[str]:
         """The keys, sorted."""
 
-    @abc.abstractmethod
-    def entry(self, key: str) -> Entry | None: ...
+    def lines(self, keys: Sequence[str]) -> Iterable[Entry | None]:
+        """What a listing says of keys; None for those that are gone."""
+        return map(self._line, keys)
+
+    def _line(self, key: str) -> Entry | None:
+        blob = self.find(key)
+        return None if blob is None else Entry(key, blob.nbytes, blob.version.strip('"'), blob.mtime_ns)
 
     def entries(self, prefix: str, after: str, flat: bool) -> Iterator[Entry]:
         names = self.names()
@@ -166,10 +169,13 @@ class NamesBucket(Bucket):
                 yield Entry(folder)
                 at = bisect_left(names, folder[:-1] + "0", at)  # "0" follows "/"
                 continue
-            found = self.entry(names[at])
-            if found is not None:
-                yield found
-            at += 1
+            end = at + 1
+            while end < min(at + AT_ONCE, len(names)) and names[end].startswith(prefix):
+                if flat and "/" in names[end][len(prefix) :]:
+                    break
+                end += 1
+            yield from filter(None, self.lines(names[at:end]))
+            at = end
 
     def all_keys(self) -> list[str]:
         return list(self.names())
@@ -219,10 +225,6 @@ class IndexBucket(NamesBucket):
             return None
         return self._files.find(place, None) if urls.scheme(place) == "file" else self._objects.find(place)
 
-    def entry(self, key: str) -> Entry | None:
-        blob = self.find(key)
-        return None if blob is None else Entry(key, blob.nbytes, blob.version.strip('"'), blob.mtime_ns)
-
 
 class PrefixBucket(NamesBucket):
     """The objects of a remote store whose URLs start with a prefix that ends with a slash."""
@@ -233,15 +235,15 @@ class PrefixBucket(NamesBucket):
         super().__init__(name, url)
         self._url, self._objects = url.rstrip("/") + "/", objects
         self._http = urls.scheme(url) in ("http", "https")
+        self._pool = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="wds-serve-sizes")
 
     def names(self) -> Sequence[str]:
         return [name for name in self._objects.names(self._url) if is_served(name)]
+
+    def lines(self, keys: Sequence[str]) -> Iterable[Entry | None]:
+        return self._pool.map(self._line, keys)
 
     def find(self, key: str) -> Blob | None:
         if not is_served(key):
             return None
         return self._objects.find(self._url + (quote(key, errors="surrogateescape") if self._http else key))
-
-    def entry(self, key: str) -> Entry | None:
-        blob = self.find(key)
-        return None if blob is None else Entry(key, blob.nbytes, blob.version.strip('"'), blob.mtime_ns)

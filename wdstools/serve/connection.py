@@ -4,25 +4,42 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Coroutine
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, Protocol, cast
 
-from wdstools.errors import WdsError
 from wdstools.ranges import Buffer
+from wdstools.serve.app import App
+from wdstools.serve.disk import Disk
+from wdstools.serve.metrics import Metrics
 from wdstools.serve.request import Parser, Refused, Request
 from wdstools.serve.response import STATUS_LINES, Response, Streamed, full
 from wdstools.serve.sending import Piece, Sender, SocketSender, TransportSender, piece_nbytes
-
-if TYPE_CHECKING:
-    from wdstools.serve.server import Server
+from wdstools.serve.settings import Settings
 
 BUFFERED = 256 * 1024  # bytes of requests that wait for their turn before the client is made to wait
 LINGER = 2.0  # seconds in which a client that was refused may read why
 
 
-class Connection(asyncio.Protocol):
-    """`server`: what all connections of a process share."""
+class Host(Protocol):
+    """What all connections of a process share: wdstools.serve.server.Server. `common`: header lines of all answers."""
 
-    def __init__(self, server: Server) -> None:
+    loop: asyncio.AbstractEventLoop
+    settings: Settings
+    metrics: Metrics
+    app: App
+    disk: Disk
+    common: bytes
+    stopping: bool
+
+    def enter(self, connection: Connection) -> None: ...
+    def leave(self, connection: Connection) -> None: ...
+    def note(self, request: Request, status: int, nbytes: int, seconds: float, whole: bool) -> None: ...
+    def log_error(self, request: Request, error: Exception) -> None: ...
+
+
+class Connection(asyncio.Protocol):
+    """One client."""
+
+    def __init__(self, server: Host) -> None:
         self._server, self._parser = server, Parser()
         self._busy = self._closing = self._ended = self._full = False
         self._task: asyncio.Task[None] | None = None
@@ -169,7 +186,7 @@ class Connection(asyncio.Protocol):
                 raise ValueError("a body that is shorter than was promised")
             if chunked and request.method != "HEAD":
                 await self._write([b"0\r\n\r\n"])
-        except (WdsError, OSError, ValueError) as error:
+        except Exception as error:  # noqa: BLE001 - whatever it was, the client must not wait for the rest
             self._server.log_error(request, error)
             self._broken(str(error))
             return

@@ -17,7 +17,7 @@ upstream wds_serve { server %(upstream)s; keepalive 64; }
 # 1: not a plain GET of a visible, finished file; so it is for wds-serve.
 map "$request_method $request_uri" $wds_pass {
     default 1;
-    "~^(GET|HEAD) /(?!storage/v1|download/)[^?\\\\\\\\]*[^?/]$" $wds_hidden;
+    "~^(GET|HEAD) /(?!storage/v1|download/)[^?]*[^?/]$" $wds_hidden;
 }
 map $uri $wds_hidden {
     default 0;
@@ -90,5 +90,4 @@ def _locations(settings: Settings) -> Iterator[str]:
         yield _LOCATION % {"at": f'"/{name}/"', "test": test, "where": "alias", "root": root}
         if single:
             yield _LOCATION % {"at": "/", "test": test, "where": "root", "root": root}
-    if settings.sources and any("/-/" for _ in settings.sources):
-        yield "\n    location /-/ { error_page 418 = @wds_serve; return 418; }\n"
+    yield "\n    location /-/ { error_page 418 = @wds_serve; return 418; }\n"

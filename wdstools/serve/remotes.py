@@ -17,8 +17,9 @@ from wdstools.store import Stores
 from wdstools.storebase import Stat, Store
 
 FRESH = 5.0  # seconds for which nobody asks whether an object or a listing has changed
-PIECE = 4 * 1024 * 1024  # bytes that are read at once; a block of the cache
-AHEAD = 2  # pieces that are under way while one is sent
+PIECE = 1024 * 1024  # bytes that are read at once
+AHEAD = 7  # pieces that are under way while one is sent, as long as
+MANY = 96  # pieces are not held by all connections together
 THREADS = 32
 
 
@@ -99,17 +100,25 @@ class Flights:
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="wds-serve-remote")
+        self._held = 0  # pieces that somebody waits for or sends
         self._under_way: dict[tuple[str, bytes, int, int], asyncio.Future[Buffer]] = {}
 
     async def pieces(self, blob: RemoteBlob, start: int, end: int) -> AsyncIterator[Buffer]:
         """Bytes [start, end), in order. Raises StoreError."""
         waiting: deque[asyncio.Future[Buffer]] = deque()
-        while start < end or waiting:
-            while start < end and len(waiting) <= AHEAD:
-                stop = min(end, (start // PIECE + 1) * PIECE)
-                waiting.append(self._read(blob, start, stop))
-                start = stop
-            yield await asyncio.shield(waiting.popleft())
+        try:
+            while start < end or waiting:
+                while start < end and (not waiting or (len(waiting) <= AHEAD and self._held < MANY)):
+                    stop = min(end, (start // PIECE + 1) * PIECE)
+                    waiting.append(self._read(blob, start, stop))
+                    self._held += 1
+                    start = stop
+                piece = await asyncio.shield(waiting[0])
+                yield piece
+                del piece, waiting[0]
+                self._held -= 1
+        finally:
+            self._held -= len(waiting)
 
     def _read(self, blob: RemoteBlob, start: int, end: int) -> asyncio.Future[Buffer]:
         key = blob.url, blob.etag, start, end

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from email.utils import formatdate
 
+from wdstools.errors import StoreError
 from wdstools.serve.accesslog import AccessLog
 from wdstools.serve.app import App
 from wdstools.serve.connection import Connection
@@ -27,7 +28,7 @@ log = logging.getLogger("wdstools")
 
 BACKLOG = 1024
 FORGET = 10.0  # seconds for which what was in the page cache is taken to be there
-TICK = 1.0  # seconds between two looks at what takes too long
+TICK = 0.5  # seconds between two looks at what takes too long
 SPARE = 700  # descriptors for files, threads and all that is no connection
 
 
@@ -58,7 +59,11 @@ class Server:
         if self.settings.tls_cert is not None:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             context.minimum_version = ssl.TLSVersion.TLSv1_2
-            context.load_cert_chain(self.settings.tls_cert, self.settings.tls_key)
+            try:
+                context.load_cert_chain(self.settings.tls_cert, self.settings.tls_key)
+            except ssl.SSLError as error:
+                names = f"{self.settings.tls_cert}, {self.settings.tls_key}"
+                raise StoreError(f"{names}: no certificate with its key: {error.reason}") from error
             context.set_alpn_protocols(["http/1.1"])
         self._listener = await self.loop.create_server(
             lambda: Connection(self), sock=sock, ssl=context, backlog=BACKLOG
@@ -171,9 +176,9 @@ def bind(host: str, port: int, shared: bool) -> socket.socket:
         if shared:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         sock.bind(address)
-    except BaseException:
+    except OSError as error:
         sock.close()
-        raise
+        raise OSError(error.errno, f"cannot listen: {error.strerror}", f"{host}:{port}") from error
     return sock
 
 
