@@ -118,6 +118,11 @@ class Dataset(View):
             samples = self._access.read_many(list(map(self._any_row, numbers)))
         return samples if self._decode is None else list(map(self._decode, samples))
 
+    @property
+    def access(self) -> Access:
+        """How its samples are read, by row."""
+        return self._access
+
     def _any_row(self, number: int | str) -> int:
         return self._row_of(number) if isinstance(number, str) else self._row(operator.index(number))
 

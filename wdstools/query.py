@@ -45,7 +45,7 @@ class Limits:
     nbytes: int = 1 << 30
     threads: int = 2
 
-    def config(self) -> dict[str, str]:
+    def config(self) -> dict[str, Any]:
         return {"memory_limit": f"{self.nbytes}B", "threads": str(self.threads), "temp_directory": ""}
 
 
@@ -56,7 +56,8 @@ def where(view: pa.Table, sql: str, limits: Limits | None = None) -> np.ndarray[
     number = next(name for name in ("_n", "__n", "___n") if name not in view.column_names)
     table = view.append_column(number, pa.array(np.arange(len(view), dtype=np.int64)))
     try:
-        with duckdb.connect(config=dict.fromkeys(_OFF, "false") | (limits.config() if limits else {})) as connection:
+        config: dict[str, Any] = dict.fromkeys(_OFF, "false") | (limits.config() if limits else {})
+        with duckdb.connect(config=config) as connection:
             connection.register("samples", table)
             connection.execute("SET lock_configuration = true")
             alarm = threading.Timer(limits.seconds if limits else 0.0, connection.interrupt)

@@ -45,6 +45,7 @@ class Connection(asyncio.Protocol):
         self._task: asyncio.Task[None] | None = None
         self._request: Request | None = None
         self._status, self._began, self._before = 0, 0.0, 0
+        self._patience = 0.0
         self._wake: asyncio.Future[None] | None = None
 
     # what asyncio calls
@@ -145,7 +146,7 @@ class Connection(asyncio.Protocol):
 
     def _head(self, request: Request, response: Response, length: bytes) -> bytes:
         server = self._server
-        self._status = response.status
+        self._status, self._patience = response.status, response.patience
         keep = request.keep_alive and not response.close and not server.stopping
         if not keep:
             request.keep_alive = False
@@ -258,7 +259,7 @@ class Connection(asyncio.Protocol):
             if now - self._since > (settings.send_timeout if self._secure else LINGER):
                 self.abort()
         elif self._busy:
-            if self._sender.waiting and now - self._sender.moved > settings.send_timeout:
+            if self._sender.waiting and now - self._sender.moved > max(settings.send_timeout, self._patience):
                 self._broken("the client takes nothing any more")
         elif parser.amid:
             if now - self._since > settings.head_timeout:

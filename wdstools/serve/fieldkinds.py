@@ -29,8 +29,10 @@ _KINDS = {
         "ogv": "ogg",
     },
 }  # fmt: skip
-_TEXTS = "txt text transcript caption csv tsv md srt vtt yaml yml toml jsonl log py".split()
-_NUMBERS = "cls cls2 class count index inx id score label".split()
+_TEXTS = [
+    "txt", "text", "transcript", "caption", "csv", "tsv", "md", "srt", "vtt", "yaml", "yml", "toml", "jsonl", "log", "py",
+]  # fmt: skip
+_NUMBERS = ["cls", "cls2", "class", "count", "index", "inx", "id", "score", "label"]
 
 IMAGES = frozenset(_KINDS["image"])
 KINDS: dict[str, Kind] = {

@@ -28,6 +28,7 @@ class Response:
     body: Body = b""
     length: int | None = 0
     close: bool = False  # after it
+    patience: float = 0.0  # seconds for which the client may take nothing, where that is more than the settings have
 
 
 def full(status: int, kind: str, body: str | bytes, headers: bytes = b"", close: bool = False) -> Response:

@@ -13,12 +13,13 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeAlias, TypeVar, cast
 from urllib.parse import quote
 
 import pyarrow as pa
 
 from wdstools import _core, urls
+from wdstools.access import Access
 from wdstools.columns import CORE
 from wdstools.dataset import Dataset, open_dataset
 from wdstools.errors import IndexFileError, QueryError, StaleIndexError, StoreError, WdsError
@@ -30,14 +31,15 @@ from wdstools.serve.settings import Settings
 from wdstools.serve.tree import Tree
 from wdstools.sets import shard_sets
 from wdstools.shardtable import Shards
-from wdstools.store import Store
+from wdstools.store import Store, Stores
 
 log = logging.getLogger("wdstools")
 
 FRESH = 5.0  # seconds for which nobody looks whether sets have changed
 _DERIVED = (*CORE, "row", "nbytes", "url", "file")  # columns of a view that say where a sample lies
 
-Opener = Callable[[], Dataset]
+T = TypeVar("T")
+Opener: TypeAlias = Callable[[], Dataset]
 
 
 class SampleSet:
@@ -52,6 +54,7 @@ class SampleSet:
         self._table: pa.Table | None = None
         self._files = Files(256)
         self._local: list[str | None] = []
+        self._kept: dict[str, Any] = {}
         self.checker = _core.SampleReader([], True)  # walks the headers of a sample, and copies nothing
 
     @property
@@ -92,6 +95,12 @@ class SampleSet:
         """The columns that were lifted from fields or joined."""
         return [name for name in self.table.column_names if name not in _DERIVED]
 
+    def kept(self, name: str, make: Callable[[], T]) -> T:
+        """What `make` returned when it was first called for this name."""
+        if name not in self._kept:
+            self._kept[name] = make()
+        return cast(T, self._kept[name])
+
     @property
     def joined(self) -> set[str]:
         return set(self.dataset.joined)
@@ -113,12 +122,12 @@ class SampleSet:
 
     def blob(self, shard: int) -> LocalBlob | None:
         """The file of a shard; None: it is remote. Raises StaleIndexError where it is not what was indexed."""
-        path = self._local[shard] if self._dataset is not None else self.dataset and self._local[shard]
+        shards = self.index.shards
+        path = self._local[shard]
         if path is None:
             return None
         with self._lock:
             blob = self._files.find(path, None)
-        shards = self.index.shards
         if blob is None or blob.nbytes != shards.nbytes[shard]:
             there = "is not there" if blob is None else f"has {blob.nbytes} bytes"
             raise StaleIndexError(f"{self.name}: {urls.basename(path)} {there}; rebuild its index: wds-index build")
@@ -142,9 +151,33 @@ class SampleSet:
             found.append(data)
         return found
 
+    def fetch(self, wanted: list[tuple[int, Range]]) -> list[Buffer]:
+        """Ranges of remote shards, all at once, in the order given. Raises StoreError."""
+        lots: dict[Store, dict[str, list[int]]] = {}
+        for place, (shard, _) in enumerate(wanted):
+            store, path = self._store(shard)
+            lots.setdefault(store, {}).setdefault(path, []).append(place)
+        found: list[Buffer] = [b""] * len(wanted)
+        for store, paths in lots.items():
+            bodies = store.read_many((path, [wanted[i][1] for i in places]) for path, places in paths.items())
+            for places, body in zip(paths.values(), bodies, strict=True):
+                if isinstance(body, StoreError):
+                    raise body
+                for place, data in zip(places, body, strict=True):
+                    found[place] = data
+        return found
+
     def _store(self, shard: int) -> tuple[Store, str]:
-        access = self.dataset._access
-        return access.fetcher._store(shard)
+        return self.access.fetcher.store_of(shard)
+
+    @property
+    def access(self) -> Access:
+        """Whole samples by row."""
+        return self.dataset.access
+
+    @property
+    def stores(self) -> Stores:
+        return self.access.stores
 
     def check(self, data: Buffer, key: str, shard: int, start: int) -> None:
         """Compare a whole sample with the index. Raises StaleIndexError."""

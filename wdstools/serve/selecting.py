@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from wdstools import query
+from wdstools.columns import one_chunk
 from wdstools.errors import QueryError
 from wdstools.serve.samplesets import SampleSet
 
@@ -85,9 +86,8 @@ class Selections:
         if len(array) < len(table) or not isinstance(rows, range):
             values = values.take(pa.array(array))
         try:
-            order = pc.sort_indices(
-                values, sort_keys=[("", "descending" if selection.descending else "ascending")], null_placement="at_end"
-            )
+            direction = "descending" if selection.descending else "ascending"
+            order = pc.array_sort_indices(one_chunk(values), order=direction)  # null last
         except pa.ArrowException as error:
             raise QueryError(f"column {selection.sort!r} is {values.type}, which has no order") from error
         return _small(array[order.to_numpy()], len(table))

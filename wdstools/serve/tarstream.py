@@ -1,0 +1,200 @@
+"""Samples of a set as the bytes of a tar, as they lie in their shards: large ones are sent by the kernel, small ones
+are read together, and all are compared with the index before they are sent.
+
+A sample whose key is that of the one before it gets the key KEY@2 (@3, ...): readers would take them for one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import TypeAlias
+
+from wdstools import urls
+from wdstools.access import Access
+from wdstools.errors import StoreError
+from wdstools.ranges import Buffer
+from wdstools.samples import Sample, split_name
+from wdstools.serve.blobs import LocalBlob
+from wdstools.serve.samplesets import SampleSet
+from wdstools.serve.sending import FileSpan, Piece
+from wdstools.tar import BLOCK, END_MARKER, format_header, padded
+
+GROUP = 4 << 20  # bytes of samples that are made ready while others are sent
+MOST = 1024  # samples of them
+LARGE = 48 << 10  # bytes from which the kernel sends a sample
+MTIME = 946_684_800  # 2000-01-01: of members that are made here
+
+Place: TypeAlias = tuple[str, int, int, int]  # key, shard, start, end
+Wait: TypeAlias = Callable[..., "asyncio.Future[list[Piece] | None]"]
+
+
+class Packer:
+    """The samples of rows as pieces of a tar. `fields`: of each sample only these."""
+
+    def __init__(self, samples: SampleSet, rows: Iterator[int], fields: frozenset[str] | None = None) -> None:
+        self._samples, self._rows = samples, rows
+        self._access = None if fields is None else Access(samples.index, fields, False, samples.stores)
+        self._last, self._times = "", 0
+        self._group = GROUP // 8  # the first bytes come soon
+        self._blobs: dict[int, tuple[LocalBlob | None, bool]] = {}
+
+    def next(self) -> list[Piece] | None:
+        """The next samples; None: there are no more. Raises WdsError, OSError."""
+        locate, places, chosen = self._samples.index.locate, [], []
+        nbytes = 0
+        for row in self._rows:
+            place = locate(row)
+            places.append(place)
+            chosen.append(row)
+            nbytes += place[3] - place[2]
+            if nbytes >= self._group or len(places) == MOST:
+                break
+        self._group = GROUP
+        if not places:
+            return None
+        self._blobs = {}
+        if self._access is not None:
+            return [b"".join(map(self._made, self._access.read_many(chosen)))]
+        pieces: list[Piece] = []
+        begin = 0
+        for i, place in enumerate(places):
+            if place[0] != self._last:
+                self._last, self._times = place[0], 1
+                continue
+            pieces += self._as_they_lie(places[begin:i])
+            begin = i + 1
+            pieces.append(self._made(self._samples.access.read(chosen[i])))
+        return pieces + self._as_they_lie(places[begin:])
+
+    def _made(self, sample: Sample) -> bytes:
+        """A sample in members of our own. Its key, where it follows one of the same key, is told apart."""
+        key = sample["__key__"]
+        self._times = self._times + 1 if key == self._last else 1
+        self._last = key
+        return members(f"{key}@{self._times}" if self._times > 1 else key, sample)
+
+    def _as_they_lie(self, places: list[Place]) -> list[Piece]:
+        pieces: list[Piece] = []
+        small: list[Place] = []
+        far: list[Place] = []
+        for place in places:
+            _, shard, start, end = place
+            blob, trusted = self._blob(shard)
+            if blob is None:
+                pieces += self._read(small)
+                small = []
+                far.append(place)
+                continue
+            pieces += self._fetch(far)
+            far = []
+            if end - start < LARGE or not (trusted and self._begins(blob, place)):
+                small.append(place)
+                continue
+            pieces += self._read(small)
+            small = []
+            before = pieces[-1] if pieces else None
+            if isinstance(before, FileSpan) and before.handle is blob.handle and before.end == start:
+                pieces[-1] = FileSpan(blob.handle, before.start, end)
+            else:
+                pieces.append(FileSpan(blob.handle, start, end))
+            os.posix_fadvise(blob.handle.fd, start, end - start, os.POSIX_FADV_WILLNEED)
+        return pieces + self._read(small) + self._fetch(far)
+
+    def _blob(self, shard: int) -> tuple[LocalBlob | None, bool]:
+        found = self._blobs.get(shard)
+        if found is None:
+            blob = self._samples.blob(shard)
+            found = self._blobs[shard] = blob, blob is not None and self._samples.is_as_indexed(shard, blob)
+        return found
+
+    def _begins(self, blob: LocalBlob, place: Place) -> bool:
+        """Whether the header of a plain member of the key is where the sample begins. Otherwise that takes a closer
+        look."""
+        block = os.pread(blob.handle.fd, BLOCK, place[2])
+        if len(block) < BLOCK or block[156] not in b"0\0" or block[99]:
+            return False
+        name = block[:100].rstrip(b"\0")
+        if block[257:263] == b"ustar\0" and block[345]:
+            name = block[345:500].rstrip(b"\0") + b"/" + name
+        found = split_name(name.decode("utf-8", "surrogateescape"))
+        return found is not None and found[0] == place[0] and is_header(block)
+
+    def _read(self, places: list[Place]) -> list[Piece]:
+        """Local samples, in memory, neighbours in one read."""
+        if not places:
+            return []
+        buffer = memoryview(bytearray(sum(end - start for _, _, start, end in places)))
+        at = i = 0
+        while i < len(places):
+            _, shard, start, end = places[i]
+            stop = i + 1
+            while stop < len(places) and places[stop][1] == shard and places[stop][2] == end:
+                end = places[stop][3]
+                stop += 1
+            blob, _ = self._blob(shard)
+            got = os.preadv(blob.handle.fd, [buffer[at : at + end - start]], start) if blob is not None else 0
+            if got != end - start:
+                name = urls.basename(self._samples.index.shards.url[shard])
+                raise StoreError(f"{name}: was cut short while it was read")
+            for key, _, first, last in places[i:stop]:
+                self._samples.check(buffer[at : at + last - first], key, shard, first)
+                at += last - first
+            i = stop
+        return [buffer]
+
+    def _fetch(self, places: list[Place]) -> list[Piece]:
+        """Remote samples, all at once."""
+        if not places:
+            return []
+        found = self._samples.fetch([(shard, (start, end)) for _, shard, start, end in places])
+        for data, (key, shard, start, _) in zip(found, places, strict=True):
+            self._samples.check(data, key, shard, start)
+        return list(found)
+
+
+def is_header(block: bytes | memoryview) -> bool:
+    """Whether a block of 512 bytes has the checksum of a tar header."""
+    text = bytes(block[148:156]).strip(b" \0")
+    try:
+        return int(text, 8) == sum(block[:148]) + sum(block[156:]) + 8 * 32
+    except ValueError:
+        return False
+
+
+def members(key: str, sample: Sample) -> bytes:
+    """The members of a sample."""
+    pieces: list[Buffer] = []
+    for field, payload in sample.items():
+        if not field.startswith("__"):
+            pieces += member(f"{key}.{field}", payload)
+    return b"".join(pieces)
+
+
+def member(name: str, payload: Buffer) -> list[Buffer]:
+    return [format_header(name, len(payload), MTIME), payload, bytes(padded(len(payload)) - len(payload))]
+
+
+END = bytes(END_MARKER)
+
+
+async def stream(wait: Wait, packer: Packer, last: bytes = END) -> AsyncIterator[Buffer | list[Piece]]:
+    """The tar of a packer and its end, each part made ready by `wait`, in a thread, while the one before is sent."""
+    ahead = wait(packer.next)
+    try:
+        while True:
+            pieces = await ahead
+            if pieces is None:
+                break
+            ahead = wait(packer.next)
+            yield pieces
+    finally:
+        if not ahead.cancel():
+            ahead.add_done_callback(_forget)
+    yield last
+
+
+def _forget(done: asyncio.Future[list[Piece] | None]) -> None:
+    if not done.cancelled():
+        done.exception()
