@@ -30,7 +30,8 @@ _KINDS = {
     },
 }  # fmt: skip
 _TEXTS = [
-    "txt", "text", "transcript", "caption", "csv", "tsv", "md", "srt", "vtt", "yaml", "yml", "toml", "jsonl", "log", "py",
+    "txt", "text", "transcript", "caption", "csv", "tsv", "md", "srt", "vtt", "yaml", "yml", "toml", "jsonl",
+    "log", "py",
 ]  # fmt: skip
 _NUMBERS = ["cls", "cls2", "class", "count", "index", "inx", "id", "score", "label"]
 

@@ -29,6 +29,7 @@ from wdstools.serve.blobs import Files, LocalBlob, is_beneath
 from wdstools.serve.buckets import Bucket, FolderBucket, IndexBucket, PrefixBucket
 from wdstools.serve.settings import Settings
 from wdstools.serve.tree import Tree
+from wdstools.served import VERSION
 from wdstools.sets import shard_sets
 from wdstools.shardtable import Shards
 from wdstools.store import Store, Stores
@@ -198,7 +199,9 @@ class SampleSet:
             blob = self.blob(number)
             etags.append("" if blob is None else blob.version.strip('"'))
         shards = Shards(names, table.nbytes, table.mtime, table.nsamples, table.nmembers, etags)
-        data: bytes = Index(index.table, shards, None, index.metadata).dumps(base).to_pybytes()
+        data: bytes = (
+            Index(index.table, shards, None, index.metadata | {VERSION: self.version}).dumps(base).to_pybytes()
+        )
         return data
 
     def _key(self, url: str) -> str:
