@@ -211,18 +211,22 @@ def member(name: str, payload: Buffer) -> list[Buffer]:
 END = bytes(END_MARKER)
 
 
-async def stream(wait: Wait, packer: Packer, last: bytes = END) -> AsyncIterator[Buffer | list[Piece]]:
-    """The tar of a packer and its end, each part made ready by `wait`, in a thread, while the one before is sent."""
-    ahead = wait(packer.next)
+async def stream(
+    wait: Wait, packer: Packer, last: bytes = END, first: list[Piece] | None = None
+) -> AsyncIterator[Buffer | list[Piece]]:
+    """The tar of a packer and its end, each part made ready by `wait`, in a thread, while the one before is sent.
+    `first`: what the packer gave already."""
+    pieces, ahead = first, None
     try:
-        while True:
+        if pieces is None:
+            ahead = wait(packer.next)
             pieces = await ahead
-            if packer.done:
-                break
+        while not packer.done:
             ahead = wait(packer.next)
             yield pieces
+            pieces = await ahead
     finally:
-        if not ahead.cancel():
+        if ahead is not None and not ahead.cancel():
             ahead.add_done_callback(_forget)
     yield [*pieces, last]
 

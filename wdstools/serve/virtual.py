@@ -17,6 +17,7 @@ from wdstools.serve.response import Response
 from wdstools.serve.sampleapi import SampleApi, Wrong, guarded, number, selection
 from wdstools.serve.samplesets import SampleSet
 from wdstools.serve.selecting import Rows
+from wdstools.serve.sending import Piece, piece_nbytes
 from wdstools.serve.tarstream import END, Packer, member, stream
 
 MAX_BATCH = 100_000  # samples of a batch
@@ -39,11 +40,21 @@ class Streams:
     async def _batch(self, request: Request) -> Response:
         if len(request.body) > MAX_JSON:
             raise Wrong(413, f"more than {MAX_JSON} bytes of JSON")
-        found = await self._api.compute(self._resolve, request.body)
-        last = b"".join(member(MISSING, json.dumps(found.missing).encode())) if found.missing else b""
-        headers = b"Content-Type: application/x-tar\r\nX-Wds-Missing: %d\r\nCache-Control: no-store\r\n"
+        found, packer, first = await self._api.read(self._begin, request.body)
+        last = END
+        if found.missing:
+            last = b"".join(member(MISSING, json.dumps(found.missing).encode())) + END
+        lines = b"Content-Type: application/x-tar\r\nX-Wds-Missing: %d\r\nCache-Control: no-store\r\n"
+        headers = lines % len(found.missing)
+        if packer.done:
+            return Response(200, headers, [*first, last], sum(map(piece_nbytes, first)) + len(last))
+        return Response(200, headers, stream(self._api.read, packer, last, first), None)
+
+    def _begin(self, body: bytes) -> tuple[Batch, Packer, list[Piece]]:
+        """What is asked for, and the first part of the answer. Raises Wrong, WdsError, OSError."""
+        found = self._resolve(body)
         packer = Packer(found.samples, iter(found.rows), found.fields, distinct=True)
-        return Response(200, headers % len(found.missing), stream(self._api.read, packer, last + END), None)
+        return found, packer, packer.next()
 
     def _resolve(self, body: bytes) -> Batch:
         try:
