@@ -1,8 +1,8 @@
 """The sample routes of wds-serve: a batch against single requests, a virtual shard against a whole one, the first
 screen of a gallery over a million samples.
 
-The client of batches and single requests is a socket and nothing else, so that no client library is measured. Needs
-curl and `pip install "wdstools[serve]"`.
+The client of batches is a socket and nothing else; single requests are made by the same and by Python's own library.
+Needs curl and `pip install "wdstools[serve]"`.
 """
 
 from __future__ import annotations
@@ -121,10 +121,23 @@ def bench_serve_batch(benchmark: Any, served: Served, nbytes: int, target: float
                 at = client.range(names[shard], start, end, at)
             assert at > sum(end - start for _, _, start, end in map(index.locate, lot))
 
+    library = http.client.HTTPConnection("127.0.0.1", served.live.port)
+
+    def one_by_one() -> None:
+        for lot in lots:
+            kept = []
+            for row in lot:
+                _, shard, start, end = index.locate(row)
+                library.request("GET", names[shard], headers={"Range": f"bytes={start}-{end - 1}"})
+                kept.append(library.getresponse().read())
+            assert sum(map(len, kept)) == sum(end - start for _, _, start, end in map(index.locate, lot))
+
     count = len(lots) * BATCH
     work = f"{BATCH} random samples of {nbytes} bytes, on one connection"
-    compare(benchmark, work, count, "samples/s", batches, {"range requests": singles}, {"range requests": target})
+    peers = {"single GETs, bare socket": singles, "single GETs, http.client": one_by_one}
+    compare(benchmark, work, count, "samples/s", batches, peers, dict.fromkeys(peers, target))
     client.close()
+    library.close()
 
 
 def curl(url: str) -> None:
