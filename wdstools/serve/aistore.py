@@ -11,6 +11,7 @@ from collections.abc import Callable
 from wdstools import tar
 from wdstools.errors import ShardError
 from wdstools.samples import split_name
+from wdstools.serve.asking import Wrong
 from wdstools.serve.blobs import Blob, LocalBlob
 from wdstools.serve.fieldkinds import kind_of
 from wdstools.serve.objects import Unmet
@@ -18,7 +19,6 @@ from wdstools.serve.payloads import disposition
 from wdstools.serve.ranges import precondition
 from wdstools.serve.request import Request
 from wdstools.serve.response import Response
-from wdstools.serve.sampleapi import Wrong
 from wdstools.serve.sending import FileSpan, Piece
 from wdstools.serve.tarstream import END
 

@@ -15,13 +15,14 @@ from wdstools.errors import StoreError, WdsError
 from wdstools.serve import gcs, pages, s3
 from wdstools.serve.access import Guard
 from wdstools.serve.aistore import NAMES, Archives
+from wdstools.serve.asking import Wrong, failed, guarded
 from wdstools.serve.blobs import Blob
 from wdstools.serve.buckets import Bucket
 from wdstools.serve.objects import OutOfRange, Unmet, answer
 from wdstools.serve.remotes import Flights
 from wdstools.serve.request import BadPath, Request, decode_path
 from wdstools.serve.response import Response, redirect, text
-from wdstools.serve.sampleapi import SampleApi, Wrong, failed, guarded
+from wdstools.serve.sampleapi import SampleApi
 from wdstools.serve.settings import Settings
 from wdstools.serve.tree import Tree
 from wdstools.serve.virtual import Streams

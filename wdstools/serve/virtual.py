@@ -12,9 +12,10 @@ import numpy as np
 
 from wdstools.errors import QueryError
 from wdstools.plan import Plan
+from wdstools.serve.asking import Wrong, guarded, number, selection
 from wdstools.serve.request import Request
 from wdstools.serve.response import Response
-from wdstools.serve.sampleapi import SampleApi, Wrong, guarded, number, selection
+from wdstools.serve.sampleapi import SampleApi
 from wdstools.serve.samplesets import SampleSet
 from wdstools.serve.selecting import Rows
 from wdstools.serve.sending import Piece, piece_nbytes
