@@ -36,7 +36,7 @@ MODULES = {  # of rooms that are more than one module
     " remote obstores fsspecs httpclient cache blocks",
     "index": "shardtable indexfile rowbatches",
     "build": "merge",
-    "dataset": "access fetching finding",
+    "dataset": "access fetching finding served",
     "loader": "sampler parcel streaming shardorder workers",
     "compat": "gopen",
 }

@@ -17,10 +17,11 @@ from typing import Any
 from wdstools import _core, build
 from wdstools.compression import MAGIC_BYTES, kind
 from wdstools.errors import IndexFileError, ShardError, StaleIndexError, StoreError, WdsError
-from wdstools.fetching import Ahead, Fetcher, Outcome, is_remote, stale
-from wdstools.finding import COMPRESSED, StoredIndex
+from wdstools.fetching import Ahead, Outcome, is_remote, stale
+from wdstools.finding import COMPRESSED
 from wdstools.index import Index
 from wdstools.samples import Sample
+from wdstools.served import fetcher
 from wdstools.storage import open_local
 from wdstools.store import Stores
 
@@ -43,7 +44,7 @@ class Access:
         index.attach(self.reader)
         self.remote = [is_remote(url) for url in index.shards.url]
         self.local = not any(self.remote)
-        self.fetcher = Fetcher(index, self.reader, stores, index.url if isinstance(index, StoredIndex) else None)
+        self.fetcher = fetcher(index, self.reader, stores)
 
     def read(self, row: int) -> Sample:
         """Return the sample of a row. Raises StaleIndexError, IndexFileError, StoreError."""

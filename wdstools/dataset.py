@@ -9,6 +9,7 @@ from typing import Any, overload
 
 import numpy as np
 
+from wdstools import served
 from wdstools.access import Access
 from wdstools.decode import Decode, make_decoder
 from wdstools.errors import ShardError
@@ -31,18 +32,20 @@ def open_dataset(
 ) -> Dataset:
     """Open shards for random access: `wdstools.open`.
 
-    `shards`: an index file, a folder (remote ones with a slash at the end), or shards as stream() takes them; on local
-    disks, http(s), s3, gs, az, or whatever fsspec opens. The index is the one that wds-shard, ShardWriter and wds-index
-    build write (urls.index_name); where there is none, it is built in memory, for which remote shards are streamed
-    once, and the log says so; with `save_index` it is then written where the next call finds it, for which a place that
-    cannot be written to is no more than a warning. `fields`, `views`: as in stream(); views here keep just their own
-    sample alive. `decode`: see decode.make_decoder. `storage_options`: for what is remote, as in stream(); `cache`:
+    `shards`: an index file, a folder (remote ones with a slash at the end), a set behind wds-serve
+    ("http://host:8080/train", which reads batches in one request), or shards as stream() takes them; on local disks,
+    http(s), s3, gs, az, or whatever fsspec opens. The index is the one that wds-shard, ShardWriter and wds-index build
+    write (urls.index_name); where there is none, it is built in memory, for which remote shards are streamed once, and
+    the log says so; with `save_index` it is then written where the next call finds it, for which a place that cannot be
+    written to is no more than a warning. `fields`, `views`: as in stream(); views here keep just their own sample
+    alive. `decode`: see decode.make_decoder. `storage_options`: for what is remote, as in stream(); `cache`:
     "FOLDER:SIZE", such as "/nvme/cache:200GB", keeps blocks of remote shards on disk.
 
     Raises NotFoundError, StoreError, IndexFileError, ShardError, UrlError.
     """
     stores = Stores(storage_options, cache=cache)
-    index, rows = find(shards, stores, save_index)
+    behind = served.find(shards, stores)
+    index, rows = (behind, None) if behind is not None else find(shards, stores, save_index)
     return Dataset(index, rows, fields=fields, views=views, decode=decode, stores=stores)
 
 
@@ -117,6 +120,11 @@ class Dataset(View):
         else:
             samples = self._access.read_many(list(map(self._any_row, numbers)))
         return samples if self._decode is None else list(map(self._decode, samples))
+
+    @property
+    def access(self) -> Access:
+        """How its samples are read, by row."""
+        return self._access
 
     def _any_row(self, number: int | str) -> int:
         return self._row_of(number) if isinstance(number, str) else self._row(operator.index(number))

@@ -48,7 +48,7 @@ class Fetcher:
             wanted.setdefault(shard, []).append((place, key, start, end))
         lots: dict[Store, list[tuple[int, str, list[Range]]]] = {}  # (shard, path, ranges)
         for shard, samples in wanted.items():
-            store, path = self._store(shard)
+            store, path = self.store_of(shard)
             lots.setdefault(store, []).append((shard, path, [(start, end) for _, _, start, end in samples]))
         with contextlib.ExitStack() as exits:
             answers = []
@@ -60,7 +60,8 @@ class Fetcher:
                     yield from self._samples(shard, store, path, wanted[shard], bodies)
                     del bodies
 
-    def _store(self, shard: int) -> tuple[Store, str]:
+    def store_of(self, shard: int) -> tuple[Store, str]:
+        """The store of a shard, and its path in there."""
         url = self._index.shards.url[shard]
         return self._stores.beside(self._home or url, url).of(url)
 

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import base64
 import calendar
+import contextlib
 import email.utils
 import http.client
 import re
 import urllib.parse
 import urllib.request
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,7 @@ REDIRECTS = 5
 CHUNK = 1 << 20  # bytes of a stream at a time
 PAGE = 512  # bytes in which a web page shows what it is
 IDLE_CONNECTIONS = 64
+MOST_TEXT = 16 << 20  # bytes of an answer that is text
 _RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 
 
@@ -113,6 +115,25 @@ class HttpClient:
 
         return stat, pieces()
 
+    def fetch(self, path: str) -> bytes:
+        """A whole object, in one attempt."""
+        exchange = self._ask("GET", path, {})
+        with contextlib.closing(exchange):
+            return self._read(failures.hide(self._root + path), exchange.response, MOST_TEXT)
+
+    @contextlib.contextmanager
+    def post(self, path: str, body: bytes, kind: str) -> Iterator[Callable[[int], bytes]]:
+        """The answer to a POST, in one attempt: as a function that reads so many bytes of it, or raises."""
+        url = failures.hide(self._root + path)
+        exchange = self._ask("POST", path, {"Content-Type": kind}, body)
+        try:
+            yield lambda nbytes: self._body(url, exchange.response, nbytes)
+            self._read(url, exchange.response, MOST_TEXT)  # what comes after that which was asked for
+        except BaseException:
+            exchange.close()
+            raise
+        self._keep(exchange)
+
     def _part(self, url: str, response: http.client.HTTPResponse, start: int, end: int, partly: bool) -> Answer:
         match = _RANGE.fullmatch(response.headers.get("Content-Range") or "")
         if not match:
@@ -162,12 +183,12 @@ class HttpClient:
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise failures.of_exception(url, error) from error
 
-    def _ask(self, method: str, path: str, headers: dict[str, str]) -> _Exchange:
+    def _ask(self, method: str, path: str, headers: dict[str, str], body: bytes | None = None) -> _Exchange:
         """Send a request and follow redirects. Returns what is to be read, status 2xx or 416."""
         target = self._root + path
         url = failures.hide(target)
         for _ in range(REDIRECTS + 1):
-            exchange = self._send(method, url, target, headers)
+            exchange = self._send(method, url, target, headers, body)
             response = exchange.response
             if response.status in (301, 302, 303, 307, 308) and (to := response.headers.get("Location")):
                 exchange.close()
@@ -183,7 +204,9 @@ class HttpClient:
             return exchange
         raise StoreError(f"{url}: more than {REDIRECTS} redirects")
 
-    def _send(self, method: str, url: str, target: str, headers: dict[str, str]) -> _Exchange:
+    def _send(
+        self, method: str, url: str, target: str, headers: dict[str, str], body: bytes | None = None
+    ) -> _Exchange:
         parts = urllib.parse.urlsplit(target)
         home = urllib.parse.urlsplit(self._root)
         sent = {**self._headers, **headers}
@@ -203,7 +226,7 @@ class HttpClient:
             except IndexError:  # another thread was faster
                 continue
             try:
-                connection.request(method, getattr(connection, "absolute", "") + name, headers=sent)
+                connection.request(method, getattr(connection, "absolute", "") + name, body, sent)
                 return _Exchange(connection, connection.getresponse(), origin)
             except (OSError, http.client.HTTPException, ValueError) as error:
                 connection.close()

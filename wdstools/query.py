@@ -4,7 +4,9 @@ that are joined to it."""
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -35,19 +37,41 @@ def view(table: pa.Table, lifted: Sequence[str], shards: Sequence[str]) -> pa.Ta
     return table
 
 
-def where(view: pa.Table, sql: str) -> np.ndarray[Any, np.dtype[np.int64]]:
+@dataclass(frozen=True)
+class Limits:
+    """What a query may take: seconds, bytes of memory, threads. It is not let on the disk for more."""
+
+    seconds: float = 10.0
+    nbytes: int = 1 << 30
+    threads: int = 2
+
+    def config(self) -> dict[str, Any]:
+        return {"memory_limit": f"{self.nbytes}B", "threads": str(self.threads), "temp_directory": ""}
+
+
+def where(view: pa.Table, sql: str, limits: Limits | None = None) -> np.ndarray[Any, np.dtype[np.int64]]:
     """Return the rows of a view, ascending, for which a condition holds; see Index.where. Raises QueryError."""
     import duckdb
 
     number = next(name for name in ("_n", "__n", "___n") if name not in view.column_names)
     table = view.append_column(number, pa.array(np.arange(len(view), dtype=np.int64)))
     try:
-        with duckdb.connect(config=dict.fromkeys(_OFF, "false")) as connection:
+        config: dict[str, Any] = dict.fromkeys(_OFF, "false") | (limits.config() if limits else {})
+        with duckdb.connect(config=config) as connection:
             connection.register("samples", table)
             connection.execute("SET lock_configuration = true")
-            # filter() takes one expression, so that nothing can stand behind the parenthesis
-            found = connection.table("samples").filter(f"({sql}\n)").project(number).fetchnumpy()[number]
+            alarm = threading.Timer(limits.seconds if limits else 0.0, connection.interrupt)
+            alarm.daemon = True
+            if limits is not None:
+                alarm.start()
+            try:
+                # filter() takes one expression, so that nothing can stand behind the parenthesis
+                found = connection.table("samples").filter(f"({sql}\n)").project(number).fetchnumpy()[number]
+            finally:
+                alarm.cancel()
     except (duckdb.Error, UnicodeError) as error:
+        if limits is not None and isinstance(error, duckdb.InterruptException):
+            raise QueryError(f"the query was given up after {limits.seconds:g} seconds") from error
         raise QueryError(f"{str(error).strip()}\ncolumns: {', '.join(view.column_names)}") from error
     return np.sort(np.asarray(found, dtype=np.int64))
 

@@ -262,6 +262,11 @@ class RemoteStore(Store):
             return self._client("obstore", lambda: Obstore(self._scheme, self.root, self._options, self._retries))
         return self._plain() if self._scheme == "http" else self._fsspec()
 
+    def http(self) -> HttpClient:
+        """The plain client, for requests that are no reads of an object: each is one attempt."""
+        self._after_fork()
+        return self._plain()
+
     def _plain(self) -> HttpClient:
         headers = self._options.get("headers") or (self._options.get("client_kwargs") or {}).get("headers")
         return self._client("plain", lambda: HttpClient(self.root, self._retries.patience, headers))

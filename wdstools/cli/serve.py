@@ -59,6 +59,18 @@ Examples:
 @click.option("--tls-key", type=_FILE, metavar="PEM", help="Its key.")
 @click.option("--cors", metavar="ORIGIN", callback=_cors, help="Let pages of this origin read; * for all.")
 @click.option("--access-log", metavar="FILE", help="A line for every answer; - for stderr.")
+@click.option("--no-samples", "samples", is_flag=True, default=True, flag_value=False, help="Serve only bytes.")
+@click.option(
+    "--annotations",
+    type=_FILE,
+    multiple=True,
+    metavar="FILE",
+    help="A .csv or .parquet whose columns are joined to samples by its column key.",
+)
+@click.option("--thumbnails", metavar="FOLDER", help="Keep thumbnails here, beside those in memory.")
+@click.option(
+    "--query-seconds", type=click.FloatRange(0.1), default=10.0, show_default=True, help="That a query may take."
+)
 @click.option("--max-connections", type=click.IntRange(1), default=4096, show_default=True, help="Of each process.")
 @click.option("--idle", type=click.FloatRange(0.1), default=75.0, show_default=True, help="Seconds between requests.")
 @click.option(

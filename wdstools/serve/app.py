@@ -14,14 +14,18 @@ from typing import Any, TypeAlias, TypeVar
 from wdstools.errors import StoreError, WdsError
 from wdstools.serve import gcs, pages, s3
 from wdstools.serve.access import Guard
+from wdstools.serve.aistore import NAMES, Archives
+from wdstools.serve.asking import Wrong, failed, guarded
 from wdstools.serve.blobs import Blob
 from wdstools.serve.buckets import Bucket
 from wdstools.serve.objects import OutOfRange, Unmet, answer
 from wdstools.serve.remotes import Flights
 from wdstools.serve.request import BadPath, Request, decode_path
 from wdstools.serve.response import Response, redirect, text
+from wdstools.serve.sampleapi import SampleApi
 from wdstools.serve.settings import Settings
 from wdstools.serve.tree import Tree
+from wdstools.serve.virtual import Streams
 
 T = TypeVar("T")
 Answer: TypeAlias = Response | Coroutine[Any, Any, Response]
@@ -43,12 +47,23 @@ class App:
         self.flights = Flights()
         self.routes: dict[str, Route] = {}
         self.front: Route | None = None
+        self.archive: Callable[[Request, Blob], Response] | None = None  # answers about a part of a shard, in a thread
+        self.samples: SampleApi | None = None
+        if settings.samples:
+            self._serve_samples(settings)
         self._open = {"health"}  # routes for everybody
         self._guard = Guard(settings) if settings.guarded else None
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="wds-serve-list")
         self._hot: dict[bytes, tuple[Bucket, str]] = {}  # targets that named an object, and nothing else
 
+    def _serve_samples(self, settings: Settings) -> None:
+        self.samples = SampleApi(self.tree, settings)
+        self.routes |= self.samples.routes() | Streams(self.samples).routes()
+        self.archive = Archives().answer
+
     def close(self) -> None:
+        if self.samples is not None:
+            self.samples.close()
         self._pool.shutdown(wait=False, cancel_futures=True)
         self.flights.close()
 
@@ -95,7 +110,10 @@ class App:
             return None
         if any(request.raw_path == f"/-/{name}".encode() for name in self._open):
             return None
-        return self._guard.refusal(request)
+        refusal = self._guard.refusal(request)
+        if refusal is not None and refusal.status == 401 and request.raw_path.startswith(b"/-/"):
+            return failed(401, "a token is needed", b'WWW-Authenticate: Bearer realm="wds-serve"\r\n')
+        return refusal
 
     def _route(self, request: Request) -> Response | Awaitable[Response]:
         raw = request.raw_path
@@ -140,6 +158,8 @@ class App:
     def _path(self, request: Request, path: str) -> Response | Awaitable[Response]:
         """What a path without an API of its own means: an object, a folder, or nothing."""
         places = self.tree.places(path)
+        if self.archive is not None and b"arch" in request.raw_query and NAMES & request.query.keys():
+            return guarded(lambda request: self._in_archive(request, places))(request)
         if any(bucket.slow for bucket, _ in places):
             return self._search(request, path, places)
         for bucket, key in places:
@@ -155,6 +175,13 @@ class App:
                 return self._object(request, blob, bucket, key)
         found = self._missing(request, path, places)
         return found if isinstance(found, Response) else await found
+
+    async def _in_archive(self, request: Request, places: list[tuple[Bucket, str]]) -> Response:
+        for bucket, key in places:
+            blob = await self.wait(bucket.find, key)
+            if blob is not None and self.archive is not None:
+                return await self.wait(self.archive, request, blob)
+        raise Wrong(404, "nothing is here")
 
     def _object(self, request: Request, blob: Blob, bucket: Bucket, key: str) -> Response:
         query = request.raw_query

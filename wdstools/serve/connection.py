@@ -11,8 +11,8 @@ from wdstools.serve.app import App
 from wdstools.serve.disk import Disk
 from wdstools.serve.metrics import Metrics
 from wdstools.serve.request import Parser, Refused, Request
-from wdstools.serve.response import STATUS_LINES, Response, full
-from wdstools.serve.sending import Piece, Sender, SocketSender, TransportSender
+from wdstools.serve.response import STATUS_LINES, Response, Streamed, full
+from wdstools.serve.sending import Piece, Sender, SocketSender, TransportSender, piece_nbytes
 from wdstools.serve.settings import Settings
 
 BUFFERED = 256 * 1024  # bytes of requests that wait for their turn before the client is made to wait
@@ -45,6 +45,7 @@ class Connection(asyncio.Protocol):
         self._task: asyncio.Task[None] | None = None
         self._request: Request | None = None
         self._status, self._began, self._before = 0, 0.0, 0
+        self._patience = 0.0
         self._wake: asyncio.Future[None] | None = None
 
     # what asyncio calls
@@ -146,7 +147,7 @@ class Connection(asyncio.Protocol):
 
     def _head(self, request: Request, response: Response, length: bytes) -> bytes:
         server = self._server
-        self._status = response.status
+        self._status, self._patience = response.status, response.patience
         keep = request.keep_alive and not response.close and not server.stopping
         if not keep:
             request.keep_alive = False
@@ -165,7 +166,7 @@ class Connection(asyncio.Protocol):
         else:
             await self._stream(request, response, response.body)
 
-    async def _stream(self, request: Request, response: Response, body: AsyncIterator[Buffer]) -> None:
+    async def _stream(self, request: Request, response: Response, body: Streamed) -> None:
         chunked = response.length is None and not request.http10
         if response.length is None and request.http10:
             request.keep_alive = False
@@ -175,12 +176,14 @@ class Connection(asyncio.Protocol):
         left = response.length
         try:
             async for data in body if request.method != "HEAD" else _nothing():
+                pieces: list[Piece] = data if isinstance(data, list) else [data]
+                nbytes = sum(map(piece_nbytes, pieces))
                 if left is not None:
-                    left -= len(data)
+                    left -= nbytes
                     if left < 0:
                         raise ValueError("a body that is longer than was promised")
-                if data:
-                    await self._write([b"%x\r\n" % len(data), data, b"\r\n"] if chunked else [data])
+                if nbytes:
+                    await self._write([b"%x\r\n" % nbytes, *pieces, b"\r\n"] if chunked else pieces)
             if left and request.method != "HEAD":
                 raise ValueError("a body that is shorter than was promised")
             if chunked and request.method != "HEAD":
@@ -257,7 +260,7 @@ class Connection(asyncio.Protocol):
             if now - self._since > (settings.send_timeout if self._secure else LINGER):
                 self.abort()
         elif self._busy:
-            if self._sender.waiting and now - self._sender.moved > settings.send_timeout:
+            if self._sender.waiting and now - self._sender.moved > max(settings.send_timeout, self._patience):
                 self._broken("the client takes nothing any more")
         elif parser.amid:
             if now - self._since > settings.head_timeout:

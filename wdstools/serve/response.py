@@ -11,7 +11,8 @@ from typing import Any, TypeAlias
 from wdstools.ranges import Buffer
 from wdstools.serve.sending import Piece
 
-Body: TypeAlias = bytes | list[Piece] | AsyncIterator[Buffer]
+Streamed: TypeAlias = AsyncIterator[Buffer | list[Piece]]  # what is in a list is sent together
+Body: TypeAlias = bytes | list[Piece] | Streamed
 
 STATUS_LINES = {s.value: f"HTTP/1.1 {s.value} {s.phrase}\r\n".encode() for s in HTTPStatus}
 STATUS_LINES[416] = b"HTTP/1.1 416 Range Not Satisfiable\r\n"
@@ -27,6 +28,7 @@ class Response:
     body: Body = b""
     length: int | None = 0
     close: bool = False  # after it
+    patience: float = 0.0  # seconds for which the client may take nothing, where that is more than the settings have
 
 
 def full(status: int, kind: str, body: str | bytes, headers: bytes = b"", close: bool = False) -> Response:

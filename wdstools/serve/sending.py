@@ -41,6 +41,10 @@ def _ignore(reason: str) -> None:
     pass
 
 
+def piece_nbytes(piece: Piece) -> int:
+    return piece.end - piece.start if isinstance(piece, FileSpan) else len(piece)
+
+
 class Sender(abc.ABC):
     """Sends pieces in their order. `done` is called when all are gone, but not by send() itself; `broken`, once, when
     they cannot be sent."""

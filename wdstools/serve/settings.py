@@ -24,6 +24,10 @@ class Settings:
     cors: str | None = None
     access_log: str | None = None
     cache: str | None = None
+    samples: bool = True  # whether there are routes for samples
+    annotations: tuple[str, ...] = ()  # tables that are joined to every set, by key
+    thumbnails: str | None = None  # folder
+    query_seconds: float = 10.0
     storage_options: dict[str, Any] = field(default_factory=dict)
     max_connections: int = 4096
     head_timeout: float = 15.0  # for the head and the body of a request, from its first byte
@@ -43,4 +47,5 @@ class Settings:
     def loads(cls, text: str) -> Settings:
         given = json.loads(text)
         given["sources"] = tuple((name, source) for name, source in given["sources"])
+        given["annotations"] = tuple(given["annotations"])
         return cls(**given)
