@@ -13,6 +13,7 @@ from wdstools.errors import ShardError
 from wdstools.samples import split_name
 from wdstools.serve.blobs import Blob, LocalBlob
 from wdstools.serve.fieldkinds import kind_of
+from wdstools.serve.objects import Unmet
 from wdstools.serve.payloads import disposition
 from wdstools.serve.ranges import precondition
 from wdstools.serve.request import Request
@@ -44,6 +45,8 @@ class Archives:
         if not isinstance(blob, LocalBlob):
             raise Wrong(501, "archpath and archregx are for shards on local disks; ask /-/samples")
         status = precondition(request.headers, blob.etag, None)
+        if status == 412:
+            raise Unmet
         if status is not None:
             return Response(status, blob.head)
         query = request.query

@@ -10,7 +10,7 @@ from wdstools.errors import StaleIndexError
 from wdstools.index import Field
 from wdstools.ranges import Buffer
 from wdstools.serve.fieldkinds import kind_of
-from wdstools.serve.objects import OutOfRange
+from wdstools.serve.objects import OutOfRange, Unmet
 from wdstools.serve.ranges import Span, Unsatisfiable, precondition, range_counts, spans
 from wdstools.serve.request import Request
 from wdstools.serve.response import Response
@@ -64,6 +64,8 @@ def prepare(samples: SampleSet, row: int, field: Field, request: Request, wait: 
     etag = f'"{samples.version}-{row}-{quote(field.ext)}"'.encode()
     common = b"ETag: %b\r\nAccept-Ranges: bytes\r\nCache-Control: private, no-cache\r\n" % etag
     status = precondition(request.headers, etag, None)
+    if status == 412:
+        raise Unmet
     if status is not None:
         return Response(status, common)
     kind = kind_of(field.ext).type

@@ -25,7 +25,7 @@ from wdstools.serve import payloads, thumbnails
 from wdstools.serve.fieldkinds import class_column, column_type, is_image, kind_of
 from wdstools.serve.objects import OutOfRange, Unmet
 from wdstools.serve.ranges import precondition
-from wdstools.serve.request import BadPath, Request, decode_path
+from wdstools.serve.request import BadPath, Request
 from wdstools.serve.response import Response, as_json, full
 from wdstools.serve.samplesets import SampleSet, SampleSets, plain
 from wdstools.serve.selecting import Selection, Selections, neighbours
@@ -125,7 +125,6 @@ class SampleApi:
 
     async def _samples(self, request: Request) -> Response:
         raw = request.raw_path.removeprefix(b"/-/samples").removeprefix(b"/")
-        decode_path(request.raw_path)  # BadPath
         if not raw:
             return await self.compute(self._list, request)
         names = [unquote_to_bytes(part).decode("utf-8", "surrogateescape") for part in raw.split(b"/")]
@@ -307,6 +306,8 @@ def tagged(request: Request, samples: SampleSet, make: Callable[[], Response]) -
     tag = b'"%b"' % hashlib.sha256(text).hexdigest()[:24].encode()
     lines = b"ETag: %b\r\nCache-Control: private, no-cache\r\n" % tag
     status = precondition(request.headers, tag, None)
+    if status == 412:
+        raise Unmet
     if status is not None:
         return Response(status, lines)
     response = make()

@@ -36,7 +36,7 @@ from wdstools.store import Store, Stores
 
 log = logging.getLogger("wdstools")
 
-FRESH = 5.0  # seconds for which nobody looks whether sets have changed
+FRESH = 2.0  # seconds for which nobody looks whether sets have changed
 _DERIVED = (*CORE, "row", "nbytes", "url", "file")  # columns of a view that say where a sample lies
 
 T = TypeVar("T")
@@ -116,7 +116,10 @@ class SampleSet:
             return asked if 0 <= asked < len(self.index) else None
         if not by_key and asked.isascii() and asked.isdigit():
             return self.row(int(asked)) if len(asked) < 19 else None
-        found = self.index.find(asked)
+        try:
+            found = self.index.find(asked)
+        except UnicodeError:  # half of a surrogate pair is no key
+            return None
         return found[0] if found else None
 
     # bytes of shards

@@ -1,7 +1,8 @@
 """Samples of a set as the bytes of a tar, as they lie in their shards: large ones are sent by the kernel, small ones
 are read together, and all are compared with the index before they are sent.
 
-A sample whose key is that of the one before it gets the key KEY@2 (@3, ...): readers would take them for one.
+A sample that comes again gets the key KEY@2 (@3, ...): readers would take the two for one. In a batch wherever it
+comes again, in a stream, which may have no end, where it follows itself.
 """
 
 from __future__ import annotations
@@ -31,12 +32,15 @@ Wait: TypeAlias = Callable[..., "asyncio.Future[list[Piece] | None]"]
 
 
 class Packer:
-    """The samples of rows as pieces of a tar. `fields`: of each sample only these."""
+    """The samples of rows as pieces of a tar. `fields`: of each sample only these; `distinct`: no two get one key."""
 
-    def __init__(self, samples: SampleSet, rows: Iterator[int], fields: frozenset[str] | None = None) -> None:
+    def __init__(
+        self, samples: SampleSet, rows: Iterator[int], fields: frozenset[str] | None = None, distinct: bool = False
+    ) -> None:
         self._samples, self._rows = samples, rows
         self._access = None if fields is None else Access(samples.index, fields, False, samples.stores)
-        self._last, self._times = "", 0
+        self._times: dict[str, int] = {}  # how often keys came
+        self._distinct = distinct
         self._group = GROUP // 8  # the first bytes come soon
         self._blobs: dict[int, tuple[LocalBlob | None, bool]] = {}
 
@@ -60,20 +64,26 @@ class Packer:
         pieces: list[Piece] = []
         begin = 0
         for i, place in enumerate(places):
-            if place[0] != self._last:
-                self._last, self._times = place[0], 1
-                continue
-            pieces += self._as_they_lie(places[begin:i])
-            begin = i + 1
-            pieces.append(self._made(self._samples.access.read(chosen[i])))
+            times = self._count(place[0])
+            if times > 1:
+                pieces += self._as_they_lie(places[begin:i])
+                begin = i + 1
+                pieces.append(members(f"{place[0]}@{times}", self._samples.access.read(chosen[i])))
         return pieces + self._as_they_lie(places[begin:])
 
+    def _count(self, key: str) -> int:
+        """The how-manieth of its key a sample is."""
+        times = self._times.get(key, 0) + 1
+        if not self._distinct and times == 1:
+            self._times.clear()
+        self._times[key] = times
+        return times
+
     def _made(self, sample: Sample) -> bytes:
-        """A sample in members of our own. Its key, where it follows one of the same key, is told apart."""
+        """A sample in members of our own."""
         key = sample["__key__"]
-        self._times = self._times + 1 if key == self._last else 1
-        self._last = key
-        return members(f"{key}@{self._times}" if self._times > 1 else key, sample)
+        times = self._count(key)
+        return members(f"{key}@{times}" if times > 1 else key, sample)
 
     def _as_they_lie(self, places: list[Place]) -> list[Piece]:
         pieces: list[Piece] = []

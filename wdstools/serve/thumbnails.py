@@ -93,9 +93,12 @@ class Thumbnails:
                 data = file.read()
         except OSError:
             return None
-        kind = "image/webp" if data[8:12] == b"WEBP" else "image/jpeg"
-        if not (data[:2] == b"\xff\xd8" and data[-2:] == b"\xff\xd9") and kind != "image/webp":
-            return None
+        if data[:2] == b"\xff\xd8" and data[-2:] == b"\xff\xd9":
+            kind = "image/jpeg"
+        elif data[8:12] == b"WEBP" and int.from_bytes(data[4:8], "little") + 8 == len(data):
+            kind = "image/webp"
+        else:
+            return None  # not written to its end
         return self._keep(name, Thumbnail(kind, data))
 
     def put(self, name: str, thumbnail: Thumbnail) -> Thumbnail:

@@ -42,7 +42,7 @@ class Streams:
         found = await self._api.compute(self._resolve, request.body)
         last = b"".join(member(MISSING, json.dumps(found.missing).encode())) if found.missing else b""
         headers = b"Content-Type: application/x-tar\r\nX-Wds-Missing: %d\r\nCache-Control: no-store\r\n"
-        packer = Packer(found.samples, iter(found.rows), found.fields)
+        packer = Packer(found.samples, iter(found.rows), found.fields, distinct=True)
         return Response(200, headers % len(found.missing), stream(self._api.read, packer, last + END), None)
 
     def _resolve(self, body: bytes) -> Batch:
