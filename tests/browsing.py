@@ -89,7 +89,11 @@ class Browser:
         return self.one(selector).text
 
     def click(self, selector: str) -> None:
-        self.one(selector).click()
+        def click() -> bool:
+            self.one(selector).click()
+            return True
+
+        self.wait(click, selector)  # again, where the page has just made another in its place
 
     def press(self, *keys: str) -> None:
         """Keys, to what has the focus."""

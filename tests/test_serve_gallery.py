@@ -186,7 +186,7 @@ def test_every_file_that_is_named_is_there() -> None:
     files = front.files()
     for name, file in files.items():
         text = file.data.decode()
-        for found in re.findall(r'-/gallery/([\w.]+)"', text) + re.findall(r'from "\./([\w.]+)"', text):
+        for found in re.findall(r'-/gallery/[0-9a-f]{24}/([\w.]+)"', text) + re.findall(r'from "\./([\w.]+)"', text):
             assert found in files, (name, found)
 
 
@@ -194,7 +194,8 @@ def test_browsers_get_the_page_and_programs_the_list(live: Live) -> None:
     page = live.ask("/", Accept="text/html,application/xhtml+xml,*/*;q=0.8")
     assert page.status == 200
     assert page.headers["content-type"] == "text/html; charset=utf-8"
-    assert page.body == (front.FOLDER / "index.html").read_bytes()
+    assert page.body == front.files()["index.html"].data
+    assert page.headers["cache-control"] == "no-cache"
     policy = page.headers["content-security-policy"]
     for part in ("default-src 'self'", "img-src 'self' blob: data:", "object-src 'none'", "frame-ancestors 'none'"):
         assert part in policy
@@ -208,6 +209,10 @@ def test_browsers_get_the_page_and_programs_the_list(live: Live) -> None:
 def test_a_file(live: Live, name: str) -> None:
     path = f"/-/gallery/{name}"
     reply = live.ask(path)
+    assert reply.headers["cache-control"] == "no-cache"
+    kept = live.ask(f"/-/gallery/{front.version()}/{name}")
+    assert (kept.status, kept.body) == (200, reply.body)
+    assert "immutable" in kept.headers["cache-control"]
     assert (reply.status, reply.body) == (200, front.files()[name].data)
     assert reply.headers["x-content-type-options"] == "nosniff"
     assert reply.headers["content-type"].partition(";")[0] == front.KINDS[Path(name).suffix]
@@ -221,7 +226,7 @@ def test_a_file(live: Live, name: str) -> None:
 
 
 def test_no_other_file(live: Live) -> None:
-    for name in ("", "..", "../front.py", "..%2ffront.py", "%2e%2e/front.py", "gallery.js/", "index", "gallery%2ejs"):
+    for name in ("", "..", "../front.py", "..%2ffront.py", "%2e%2e/front.py", "gallery.js/", "index", "gallery%2ejs", f"{front.version()}/", "0" * 24 + "/api.js"):
         assert live.ask(f"/-/gallery/{name}").status in (400, 404), name
     assert live.ask("/-/gallery").status == 404
 
@@ -265,7 +270,7 @@ def test_the_first_page(browser: Browser, live: Live) -> None:
 def test_pages(browser: Browser, live: Live) -> None:
     show(browser, live)
     keys(browser, ALL)
-    browser.one("#samples .bar:not(.end) .pager button:last-child").click()
+    browser.click("#samples .bar:not(.end) .pager button:last-child")
     keys(browser, ALL[60:])
     assert browser.text("#range") == "61\u2013120 of 150"
     go(browser, ".pager input", "150", ENTER)

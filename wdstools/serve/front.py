@@ -33,14 +33,23 @@ class _File(NamedTuple):
 
 @cache
 def files() -> dict[str, _File]:
-    """Name -> file, read once."""
-    found = {}
-    for path in sorted(FOLDER.iterdir()):
-        if path.suffix in KINDS:
-            data = path.read_bytes()
-            etag = b'"%b"' % hashlib.sha256(data).hexdigest()[:24].encode()
-            found[path.name] = _File(f"{KINDS[path.suffix]}; charset=utf-8", data, etag)
-    return found
+    """Name -> file, read once. The page names the others as /-/gallery/VERSION/NAME, which browsers keep for good."""
+    texts = {path.name: path.read_bytes() for path in sorted(FOLDER.iterdir()) if path.suffix in KINDS}
+    texts["index.html"] = texts["index.html"].replace(b'"-/gallery/', b'"-/gallery/%b/' % version().encode())
+    return {
+        name: _File(f"{KINDS[Path(name).suffix]}; charset=utf-8", data, b'"%b"' % _digest(data).encode())
+        for name, data in texts.items()
+    }
+
+
+@cache
+def version() -> str:
+    """Changes with any of the files."""
+    return _digest(b"".join(path.read_bytes() for path in sorted(FOLDER.iterdir()) if path.suffix in KINDS))
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:24]
 
 
 def page(request: Request) -> Response:
@@ -49,11 +58,13 @@ def page(request: Request) -> Response:
 
 
 def static(request: Request) -> Response:
-    """GET /-/gallery/NAME."""
+    """GET /-/gallery/NAME, or /-/gallery/VERSION/NAME."""
     if request.method not in ("GET", "HEAD"):
         return text(405, "only reading is possible here", b"Allow: GET, HEAD\r\n")
-    file = files().get(request.raw_path[len(PREFIX) :].decode("latin-1"))
-    return text(404, "the gallery has no such file") if file is None else _answer(request, file)
+    name = request.raw_path[len(PREFIX) :].decode("latin-1")
+    fixed = name.startswith(f"{version()}/")
+    file = files().get(name.removeprefix(f"{version()}/"))
+    return text(404, "the gallery has no such file") if file is None else _answer(request, file, fixed)
 
 
 def is_for(request: Request) -> bool:
@@ -71,8 +82,9 @@ def is_public(request: Request) -> bool:
     return path.startswith(PREFIX) or (path == b"/" and is_for(request))
 
 
-def _answer(request: Request, file: _File) -> Response:
-    caching = b"ETag: %b\r\nCache-Control: no-cache\r\n" % file.etag
+def _answer(request: Request, file: _File, fixed: bool = False) -> Response:
+    keep = b"max-age=31536000, immutable" if fixed else b"no-cache"
+    caching = b"ETag: %b\r\nCache-Control: %b\r\n" % (file.etag, keep)
     lines = caching + b"Content-Security-Policy: %b\r\nReferrer-Policy: no-referrer\r\n" % POLICY.encode()
     given = [tag.strip().removeprefix("W/") for tag in request.header(b"if-none-match").split(",")]
     if file.etag.decode() in given:

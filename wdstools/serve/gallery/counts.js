@@ -26,7 +26,7 @@ export async function showCounts(info) {
     el("option", { value: "" }, by ? "" : "choose a column"), ...countable(info).map((one) => el("option", { value: one.name }, one.name)));
   if (by) $("by").firstChild.remove();
   $("by").value = by;
-  const asked = JSON.stringify([state.set, state.where, by]);
+  const asked = JSON.stringify([state.set, state.where, state.key, by]);
   if (asked !== shown) {
     shown = asked;
     stop.abort();
@@ -36,7 +36,7 @@ export async function showCounts(info) {
     $("more").hidden = true;
     if (!by) return;
     try {
-      const found = await json("counts", { set: state.set, column: by, where: state.where }, mine);
+      const found = await json("counts", { set: state.set, column: by, where: state.where, key: state.key }, mine);
       if (mine.aborted) return;
       draw(found, by);
     } catch (error) {

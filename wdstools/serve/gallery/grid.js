@@ -5,6 +5,7 @@ import { $, brief, count, el, isGuess, value as text, truthOf } from "./show.js"
 import { PAGE, format, go, now, query } from "./state.js";
 
 const SIZE = devicePixelRatio > 1.4 ? 320 : 160;
+const AHEAD = 300; // pixels below the screen
 let shown = ""; // what the tiles are of
 let at = 0;
 let total = 0;
@@ -18,13 +19,19 @@ const watcher = new IntersectionObserver((entries) => {
     watcher.unobserve(entry.target);
     load(entry.target);
   }
-}, { rootMargin: "300px 0px" });
+}, { rootMargin: `${AHEAD}px 0px` });
+
+/** Ask at once for what is on the screen, which the watcher would tell a frame later; watch the rest. */
+function watch(frames) {
+  const seen = frames.map((frame) => frame.getBoundingClientRect().top < innerHeight + AHEAD);
+  frames.forEach((frame, index) => (seen[index] ? load(frame) : watcher.observe(frame)));
+}
 
 async function load(frame) {
   const img = el("img", { alt: "", decoding: "async" });
-  const { n, set, field } = frame.dataset;
+  const { n, set, field, v } = frame.dataset;
   try {
-    const loading = picture(img, url(`thumbnails/${n}`, { set, size: SIZE }), stop.signal);
+    const loading = picture(img, url(`thumbnails/${n}`, { set, field, size: SIZE, v }), stop.signal);
     frame.append(img);
     await loading;
     img.classList.add("there");
@@ -52,8 +59,7 @@ function facts(sample, info, state) {
 function tile(sample, index, info, state) {
   const frame = el("span", { className: "frame" });
   if (sample.image) {
-    Object.assign(frame.dataset, { n: sample.n, set: state.set, field: sample.image });
-    watcher.observe(frame);
+    Object.assign(frame.dataset, { n: sample.n, set: state.set, field: sample.image, v: info.version ?? "" });
   } else {
     frame.append(el("span", { className: "none" }, sample.fields.join(" ")));
   }
@@ -108,6 +114,8 @@ export async function showPage(about) {
     total = found.total;
     $("grid").append(...found.samples.map((sample, index) => tile(sample, index, info, state)));
     describe(state, found.samples.length);
+    if (!$("gallery").hidden) watch([...$("grid").querySelectorAll(".frame[data-n]")]);
+    else for (const frame of $("grid").querySelectorAll(".frame[data-n]")) watcher.observe(frame);
     if (focusNext !== null) focusTile(focusNext);
     focusNext = null;
   } finally {
