@@ -65,11 +65,17 @@ def find(shards: object, stores: Stores) -> ServedIndex | None:
         if base.endswith((":/", ":", "/")) or not part:
             return None
         with contextlib.suppress(*Failed):
-            client = _client(base, stores)
+            client = _client(base, stores.uncached())
             told = None if client is None else json.loads(client.fetch(f"{_path(base)}/-/sets"))
-            if isinstance(told, dict) and any(one.get("name") == served for one in told.get("sets", ())):
+            if served in _names(told):
                 return load(base, served, stores)
     return None
+
+
+def _names(told: Any) -> list[str]:
+    """The names of sets in what a server answered, which may be anything."""
+    sets = told.get("sets") if isinstance(told, dict) else None
+    return [str(one.get("name")) for one in sets if isinstance(one, dict)] if isinstance(sets, list) else []
 
 
 def load(base: str, served: str, stores: Stores, known: int | None = None) -> ServedIndex:
@@ -77,7 +83,7 @@ def load(base: str, served: str, stores: Stores, known: int | None = None) -> Se
 
     Raises StoreError, IndexFileError; ChangedError where it is not the one that is known."""
     url = f"{base}/-/index?set={quote(served, safe='')}"
-    store, path = stores.of(url)
+    store, path = stores.uncached().of(url)
     store.forget(path)
     with contextlib.closing(store.open(path)) as file:
         data = file.read()
@@ -124,11 +130,11 @@ class BatchFetcher(Fetcher):
         left: list[int] = []
         for begin in range(0, len(ordered), MOST):
             batch: list[int] = []
-            before = None
+            keys: set[str] = set()
             for row in ordered[begin : begin + MOST]:
                 key = self._index.locate(row)[0]
-                (left if key == before else batch).append(row)  # which would come under another key
-                before = key
+                (left if key in keys else batch).append(row)  # a second one would come under another key
+                keys.add(key)
             done = 0
             try:
                 for row, outcomes in self._batch(client, batch):

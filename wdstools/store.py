@@ -59,6 +59,7 @@ class Stores:
         self._options, self._cache, self._retries = dict(storage_options or {}), cache, retries or Retries()
         self._stores: dict[str, Store] = {}
         self._strangers: Stores | None = None
+        self._direct: Stores | None = None
         if cache is not None:
             from wdstools.cache import parse
 
@@ -80,6 +81,14 @@ class Stores:
         if scheme in ("s3", "gs", "az") and root.endswith("//"):
             raise UrlError(f"{url}: names no bucket")
         return self._store(root + "/", scheme), path.removeprefix("/")
+
+    def uncached(self) -> Stores:
+        """Return the stores for what is not to be kept on disk."""
+        if self._cache is None:
+            return self
+        if self._direct is None:
+            self._direct = Stores(self._options, retries=self._retries)
+        return self._direct
 
     def beside(self, home: str, url: str) -> Stores:
         """Return the stores for a URL that was found at `home`: options, which may be credentials, stay with the bucket
