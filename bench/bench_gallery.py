@@ -52,7 +52,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     large, small = ([picture(rng, *shape) for _ in range(100)] for shape in ((500, 375), (64, 64)))
     with ShardWriter(f"{folder}/train-%06d.tar", maxcount=10_000, lift=["cls"]) as sink:
         for row in range(COUNT):
-            sink.write({"__key__": f"{row:08d}", "jpg": (large if row < FIRST else small)[row % 100], "cls": row % 1000})
+            sink.write(
+                {"__key__": f"{row:08d}", "jpg": (large if row < FIRST else small)[row % 100], "cls": row % 1000}
+            )
     numbers = random.Random(2)
     with open(folder.parent / "losses.csv", "w") as file:
         file.write("key,loss,label,prediction\n")

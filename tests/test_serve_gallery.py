@@ -226,7 +226,18 @@ def test_a_file(live: Live, name: str) -> None:
 
 
 def test_no_other_file(live: Live) -> None:
-    for name in ("", "..", "../front.py", "..%2ffront.py", "%2e%2e/front.py", "gallery.js/", "index", "gallery%2ejs", f"{front.version()}/", "0" * 24 + "/api.js"):
+    for name in (
+        "",
+        "..",
+        "../front.py",
+        "..%2ffront.py",
+        "%2e%2e/front.py",
+        "gallery.js/",
+        "index",
+        "gallery%2ejs",
+        f"{front.version()}/",
+        "0" * 24 + "/api.js",
+    ):
         assert live.ask(f"/-/gallery/{name}").status in (400, 404), name
     assert live.ask("/-/gallery").status == 404
 
@@ -346,6 +357,28 @@ def test_search_by_key_from_the_keyboard(browser: Browser, live: Live) -> None:
     keys(browser, [ALL[HTML_ROW]])
     facts = browser.run("[...document.querySelectorAll('#grid .fact')].map((one) => one.title)")
     assert f"label: {HTML}" in facts
+
+
+def test_other_annotations_are_another_answer(folder: Path, annotations: Path, tmp_path: Path) -> None:
+    """Who has the answer of a server with the losses of yesterday does not keep it today."""
+    path = "/-/samples?sort=loss&desc=1&limit=1&set=pets"
+    mine = tmp_path / "losses.csv"
+    found = []
+    for factor in (1, -1):
+        rows = list(csv.reader(annotations.read_text().splitlines()))
+        with open(mine, "w", newline="") as file:
+            csv.writer(file).writerows(
+                [rows[0], *([key, loss and factor * float(loss), *more] for key, loss, *more in rows[1:])]
+            )
+        with serving(tmp_path, folder, "--annotations", mine) as live:
+            reply = live.ask(path, If_None_Match=found[-1][1] if found else '"x"')
+            assert reply.status == 200
+            found.append((json.loads(reply.body)["samples"][0]["key"], reply.headers["etag"]))
+            assert live.ask(path, If_None_Match=found[-1][1]).status == 304
+    assert [key for key, _ in found] == [
+        by_loss()[0].key,
+        min(ALL, key=lambda one: one.loss if one.loss is not None else 9).key,
+    ]
 
 
 def test_counts_filter(browser: Browser, live: Live) -> None:
