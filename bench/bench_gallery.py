@@ -79,8 +79,8 @@ def first_screen(browser: Browser, url: str) -> float:
 
 
 def bench_gallery_first_screen(benchmark: Any, data: Path, browser: Browser) -> None:
-    """Cold: a server and a browser that know nothing yet; asked once before is only that the index is on this machine,
-    in its page cache. Warm: the same page once more."""
+    """Cold: a server that was just started and a browser without a cache, over shards in the page cache. Warm: the
+    same page once more."""
     cold, warm, sorted_cold, sorted_warm = [], [], [], []
 
     def once() -> None:

@@ -619,6 +619,7 @@ def test_a_token_in_the_url(browser: Browser, guarded: Live, folder: Path) -> No
     assert "s3cret" not in browser.driver.current_url
     browser.wait(lambda: browser.run(OPENED) >= 9, "thumbnails")
     assert not [url for url in browser.requests("/-/") if "s3cret" in url]  # in a header, then
+    assert not browser.all("#files")[0].is_displayed()  # links bring no token
     browser.click(".tile")
     browser.wait(lambda: browser.run("document.querySelector('.kind-image img')?.naturalWidth"), "the image")
     browser.wait(lambda: browser.run("document.querySelector('audio').duration") == 1, "the sound")

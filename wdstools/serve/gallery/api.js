@@ -22,6 +22,8 @@ export function setToken(value) {
   try { sessionStorage.setItem(KEPT, value); } catch { /* storage is forbidden: until the page is left, then */ }
 }
 
+export const hasToken = () => Boolean(token);
+
 export class Failed extends Error {
   constructor(status, message) {
     super(message);

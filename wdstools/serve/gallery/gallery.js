@@ -1,6 +1,6 @@
 // The page: its controls, and what is shown for each state of the URL.
 
-import { json, setToken, takeToken } from "./api.js";
+import { hasToken, json, setToken, takeToken } from "./api.js";
 import { showCounts } from "./counts.js";
 import { clear, showPage } from "./grid.js";
 import { listenToKeys } from "./keys.js";
@@ -182,6 +182,7 @@ function wire() {
 }
 
 function start() {
+  $("files").hidden = hasToken(); // links send no header
   sets();
   show();
 }

@@ -88,6 +88,7 @@ export function clear() {
   stop.abort();
   stop = new AbortController();
   watcher.disconnect();
+  for (const img of $("grid").querySelectorAll("img")) if (!img.complete) img.removeAttribute("src"); // nobody waits
   $("grid").replaceChildren();
   $("range").textContent = "";
   for (const pager of document.querySelectorAll("[data-pager]")) pager.hidden = true;
