@@ -28,7 +28,7 @@ BIG = 12345678901234567890
 HTML_ROW, ODD_ROW, BAD_ROW = 7, 3, 5  # a key in HTML; a sample without an image; one whose image is none
 CLASSES = ["cat", "dog", "owl"]
 
-OPENED = "document.querySelectorAll('#grid .frame img.there').length"
+OPENED = "[...document.querySelectorAll('#grid .frame img')].filter((one) => one.naturalWidth).length"
 KEYS = "#grid .key"
 
 

@@ -28,13 +28,12 @@ function watch(frames) {
 }
 
 async function load(frame) {
-  const img = el("img", { alt: "", decoding: "async" });
+  const img = el("img", { alt: "" });
   const { n, set, field, v } = frame.dataset;
   try {
     const loading = picture(img, url(`thumbnails/${n}`, { set, field, size: SIZE, v }), stop.signal);
     frame.append(img);
     await loading;
-    img.classList.add("there");
   } catch (error) {
     if (error.name === "AbortError") return;
     img.remove();
