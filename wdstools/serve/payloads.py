@@ -103,7 +103,7 @@ async def _remote(
     while start < end:
         stop = min(end, start + PIECE)
         pieces = await wait(samples.read, shard, [(start, stop)])
-        yield pieces or []
+        yield pieces
         start = stop
 
 

@@ -22,7 +22,7 @@ from wdstools import _core, urls
 from wdstools.access import Access
 from wdstools.columns import CORE
 from wdstools.dataset import Dataset, open_dataset
-from wdstools.errors import IndexFileError, QueryError, StaleIndexError, StoreError, WdsError
+from wdstools.errors import IndexFileError, QueryError, ShardError, StaleIndexError, StoreError
 from wdstools.index import SUFFIX, Index
 from wdstools.ranges import Buffer, Range
 from wdstools.serve.blobs import Files, LocalBlob, is_beneath
@@ -187,8 +187,12 @@ class SampleSet:
         """Compare a whole sample with the index. Raises StaleIndexError."""
         try:
             self.checker.parse(data, start, key, self.index.shards.url[shard], None)
-        except WdsError as error:
-            raise StaleIndexError(f"{self.name}: {key!r} is not where its index says: {error}") from error
+        except ShardError as error:
+            raise self.stale(key, error) from error
+
+    def stale(self, key: str, why: object) -> StaleIndexError:
+        """The error for a sample that is not what the index says."""
+        return StaleIndexError(f"{self.name}: {key!r} is not where its index says: {why}")
 
     # for clients that read by themselves
 

@@ -14,13 +14,13 @@ from typing import TypeAlias
 
 from wdstools import urls
 from wdstools.access import Access
-from wdstools.errors import StoreError
+from wdstools.errors import ShardError, StoreError
 from wdstools.ranges import Buffer
-from wdstools.samples import Sample, split_name
+from wdstools.samples import Sample
 from wdstools.serve.blobs import LocalBlob
 from wdstools.serve.samplesets import SampleSet
 from wdstools.serve.sending import FileSpan, Piece
-from wdstools.tar import BLOCK, END_MARKER, format_header, padded
+from wdstools.tar import END_MARKER, format_header, padded
 
 GROUP = 4 << 20  # bytes of samples that are made ready while others are sent
 MOST = 1024  # samples of them
@@ -28,7 +28,7 @@ LARGE = 48 << 10  # bytes from which the kernel sends a sample
 MTIME = 946_684_800  # 2000-01-01: of members that are made here
 
 Place: TypeAlias = tuple[str, int, int, int]  # key, shard, start, end
-Wait: TypeAlias = Callable[..., "asyncio.Future[list[Piece] | None]"]
+Wait: TypeAlias = Callable[..., "asyncio.Future[list[Piece]]"]
 
 
 class Packer:
@@ -41,24 +41,26 @@ class Packer:
         self._access = None if fields is None else Access(samples.index, fields, False, samples.stores)
         self._times: dict[str, int] = {}  # how often keys came
         self._distinct = distinct
-        self._group = GROUP // 8  # the first bytes come soon
+        self._ahead = next(rows, None)
+        self.done = False
+        self._group = GROUP // 4  # the first bytes come soon
         self._blobs: dict[int, tuple[LocalBlob | None, bool]] = {}
 
-    def next(self) -> list[Piece] | None:
-        """The next samples; None: there are no more. Raises WdsError, OSError."""
+    def next(self) -> list[Piece]:
+        """The next samples; `done` tells whether they were the last. Raises WdsError, OSError."""
         locate, places, chosen = self._samples.index.locate, [], []
         nbytes = 0
-        for row in self._rows:
+        while self._ahead is not None:
+            row = self._ahead
             place = locate(row)
             places.append(place)
             chosen.append(row)
             nbytes += place[3] - place[2]
+            self._ahead = next(self._rows, None)
             if nbytes >= self._group or len(places) == MOST:
                 break
-        self._group = GROUP
-        if not places:
-            return None
-        self._blobs = {}
+        self._group, self._blobs = GROUP, {}
+        self.done = self._ahead is None
         if self._access is not None:
             return [b"".join(map(self._made, self._access.read_many(chosen)))]
         pieces: list[Piece] = []
@@ -89,47 +91,36 @@ class Packer:
         pieces: list[Piece] = []
         small: list[Place] = []
         far: list[Place] = []
+        blobs = self._blobs
         for place in places:
-            _, shard, start, end = place
-            blob, trusted = self._blob(shard)
+            key, shard, start, end = place
+            blob, trusted = blobs.get(shard) or self._blob(shard)
             if blob is None:
                 pieces += self._read(small)
                 small = []
                 far.append(place)
                 continue
-            pieces += self._fetch(far)
-            far = []
-            if end - start < LARGE or not (trusted and self._begins(blob, place)):
+            if far:
+                pieces += self._fetch(far)
+                far = []
+            if end - start < LARGE or not (trusted and _begins(blob.handle.fd, key, start)):
                 small.append(place)
                 continue
-            pieces += self._read(small)
-            small = []
+            if small:
+                pieces += self._read(small)
+                small = []
             before = pieces[-1] if pieces else None
-            if isinstance(before, FileSpan) and before.handle is blob.handle and before.end == start:
+            if isinstance(before, FileSpan) and before.end == start and before.handle is blob.handle:
                 pieces[-1] = FileSpan(blob.handle, before.start, end)
             else:
                 pieces.append(FileSpan(blob.handle, start, end))
-            os.posix_fadvise(blob.handle.fd, start, end - start, os.POSIX_FADV_WILLNEED)
+            _bring(blob.handle.fd, start, end)
         return pieces + self._read(small) + self._fetch(far)
 
     def _blob(self, shard: int) -> tuple[LocalBlob | None, bool]:
-        found = self._blobs.get(shard)
-        if found is None:
-            blob = self._samples.blob(shard)
-            found = self._blobs[shard] = blob, blob is not None and self._samples.is_as_indexed(shard, blob)
+        blob = self._samples.blob(shard)
+        found = self._blobs[shard] = blob, blob is not None and self._samples.is_as_indexed(shard, blob)
         return found
-
-    def _begins(self, blob: LocalBlob, place: Place) -> bool:
-        """Whether the header of a plain member of the key is where the sample begins. Otherwise that takes a closer
-        look."""
-        block = os.pread(blob.handle.fd, BLOCK, place[2])
-        if len(block) < BLOCK or block[156] not in b"0\0" or block[99]:
-            return False
-        name = block[:100].rstrip(b"\0")
-        if block[257:263] == b"ustar\0" and block[345]:
-            name = block[345:500].rstrip(b"\0") + b"/" + name
-        found = split_name(name.decode("utf-8", "surrogateescape"))
-        return found is not None and found[0] == place[0] and is_header(block)
 
     def _read(self, places: list[Place]) -> list[Piece]:
         """Local samples, in memory, neighbours in one read."""
@@ -137,22 +128,34 @@ class Packer:
             return []
         buffer = memoryview(bytearray(sum(end - start for _, _, start, end in places)))
         at = i = 0
-        while i < len(places):
+        n = len(places)
+        while i < n:
             _, shard, start, end = places[i]
             stop = i + 1
-            while stop < len(places) and places[stop][1] == shard and places[stop][2] == end:
+            while stop < n and places[stop][2] == end and places[stop][1] == shard:
                 end = places[stop][3]
                 stop += 1
-            blob, _ = self._blob(shard)
+            blob = self._blobs[shard][0]
             got = os.preadv(blob.handle.fd, [buffer[at : at + end - start]], start) if blob is not None else 0
             if got != end - start:
                 name = urls.basename(self._samples.index.shards.url[shard])
                 raise StoreError(f"{name}: was cut short while it was read")
-            for key, _, first, last in places[i:stop]:
-                self._samples.check(buffer[at : at + last - first], key, shard, first)
-                at += last - first
+            at += got
             i = stop
+        self._check(places, buffer)
         return [buffer]
+
+    def _check(self, places: list[Place], buffer: memoryview) -> None:
+        """Compare samples that follow each other in memory with the index. Raises StaleIndexError."""
+        parse, names = self._samples.checker.parse, self._samples.index.shards.url
+        at = 0
+        for key, shard, start, end in places:
+            after = at + end - start
+            try:
+                parse(buffer[at:after], start, key, names[shard], None)
+            except ShardError as error:
+                raise self._samples.stale(key, error) from error
+            at = after
 
     def _fetch(self, places: list[Place]) -> list[Piece]:
         """Remote samples, all at once."""
@@ -162,6 +165,25 @@ class Packer:
         for data, (key, shard, start, _) in zip(found, places, strict=True):
             self._samples.check(data, key, shard, start)
         return list(found)
+
+
+def _begins(fd: int, key: str, start: int) -> bool:
+    """Whether a sample begins with the header of a plain member of its key. Otherwise that takes a closer look."""
+    block = os.pread(fd, 160, start)
+    head = key.encode("utf-8", "surrogateescape") + b"."
+    at = len(head)
+    return block.startswith(head) and at < 100 and block[156:157] in (b"0", b"\0") and b"/" not in block[at:100]
+
+
+def _bring(fd: int, start: int, end: int) -> None:
+    """Have bytes read into the page cache, where they are not there, as their last tells."""
+    try:
+        os.preadv(fd, [_probe], end - 1, os.RWF_NOWAIT)
+    except OSError:  # not there, or a file system that cannot tell
+        os.posix_fadvise(fd, start, end - start, os.POSIX_FADV_WILLNEED)
+
+
+_probe = bytearray(1)
 
 
 def is_header(block: bytes | memoryview) -> bool:
@@ -195,16 +217,16 @@ async def stream(wait: Wait, packer: Packer, last: bytes = END) -> AsyncIterator
     try:
         while True:
             pieces = await ahead
-            if pieces is None:
+            if packer.done:
                 break
             ahead = wait(packer.next)
             yield pieces
     finally:
         if not ahead.cancel():
             ahead.add_done_callback(_forget)
-    yield last
+    yield [*pieces, last]
 
 
-def _forget(done: asyncio.Future[list[Piece] | None]) -> None:
+def _forget(done: asyncio.Future[list[Piece]]) -> None:
     if not done.cancelled():
         done.exception()
