@@ -8,6 +8,7 @@ What each module does, from the bottom up:
     objects                        Request and Blob -> Response
     listing, s3, gcs, pages        listings and errors, as each kind of client wants them
     access, sigv4                  who may ask: tokens and signatures
+    front                          the gallery, for browsers: GET / and its files
     app                            Request -> Response; routes under /-/ are entered here
     disk, sending, connection      Response -> the socket, without copies
     metrics, accesslog, server     one process

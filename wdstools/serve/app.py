@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeAlias, TypeVar
 
 from wdstools.errors import StoreError, WdsError
-from wdstools.serve import gcs, pages, s3
+from wdstools.serve import front, gcs, pages, s3
 from wdstools.serve.access import Guard
 from wdstools.serve.aistore import NAMES, Archives
 from wdstools.serve.asking import Wrong, failed, guarded
@@ -60,6 +60,7 @@ class App:
         self.samples = SampleApi(self.tree, settings)
         self.routes |= self.samples.routes() | Streams(self.samples).routes()
         self.archive = Archives().answer
+        self.front, self.routes["gallery"] = front.page, front.static
 
     def close(self) -> None:
         if self.samples is not None:
@@ -110,6 +111,8 @@ class App:
             return None
         if any(request.raw_path == f"/-/{name}".encode() for name in self._open):
             return None
+        if self.front is not None and front.is_public(request):
+            return None
         refusal = self._guard.refusal(request)
         if refusal is not None and refusal.status == 401 and request.raw_path.startswith(b"/-/"):
             return failed(401, "a token is needed", b'WWW-Authenticate: Bearer realm="wds-serve"\r\n')
@@ -144,7 +147,7 @@ class App:
         buckets = list(self.tree.buckets.values())
         if s3.is_spoken(request):
             return s3.list_buckets(buckets)
-        if self.front is not None and b"text/html" in request.headers.get(b"accept", b""):
+        if self.front is not None and front.is_for(request):
             return self.front(request)
         if self.tree.single is not None:
             return self._folder(self.tree.single, "", "/", request)

@@ -52,6 +52,8 @@ class SampleApi:
         self._reads = ThreadPoolExecutor(8, thread_name_prefix="wds-serve-read")
         self._draws = ThreadPoolExecutor(2, thread_name_prefix="wds-serve-draw")
         self._drawing = 0
+        if settings.annotations:  # to join a million takes a second: before somebody asks; who asks is told of errors
+            self._queries.submit(self._all)
 
     def routes(self) -> dict[str, Callable[[Request], Awaitable[Response]]]:
         """The routes by their first name."""
@@ -84,16 +86,16 @@ class SampleApi:
         return found
 
     async def _sets(self, request: Request) -> Response:
-        def find() -> Response:
-            found = []
-            for one in self.sets.all().values():
-                try:
-                    found.append(about(one))
-                except (WdsError, OSError) as error:  # the others are as good as before
-                    log.error("%s: %s", one.name, error)
-            return as_json({"sets": found})
+        return as_json({"sets": await self.compute(self._all)})
 
-        return await self.compute(find)
+    def _all(self) -> list[dict[str, Any]]:
+        found = []
+        for one in self.sets.all().values():
+            try:
+                found.append(about(one))
+            except (WdsError, OSError) as error:  # the others are as good as before
+                log.error("%s: %s", one.name, error)
+        return found
 
     async def _info(self, request: Request) -> Response:
         def find() -> Response:

@@ -253,8 +253,11 @@ class SampleSets:
     def _look(self) -> None:
         known: dict[tuple[str, str, str], SampleSet] = {}
         sets: dict[str, SampleSet] = {}
+        joined = self._settings.annotations and _version(*self._settings.annotations)
         for bucket in self._tree.buckets.values():
             for where, name, version, opener in self._find(bucket):
+                if joined:  # with other columns it is another set, to who keeps answers by their ETag
+                    version = hashlib.sha256(f"{version} {joined}".encode()).hexdigest()[:16]
                 unique = name if name not in sets else f"{bucket.name}/{name}"
                 number = 2
                 while unique in sets:
