@@ -54,7 +54,9 @@ def table(record: dict[str, Any]) -> str:
         info = item["extra_info"]
         low, high = info["spread"]
         mine = f"{amount(info['rate'])} ({amount(low)} to {amount(high)}) {info['unit']}"
-        for name, peer in info["peers"].items():
+        if not info.get("peers"):
+            lines.append(f"| {info['work']} | {mine} | | | |")
+        for name, peer in info.get("peers", {}).items():
             asked = "" if peer["target"] is None else f"{peer['target']:g} x"
             lines.append(
                 f"| {info['work']} | {mine} | {name}: {amount(peer['rate'])} | {peer['ratio']:.2f} x | {asked} |"
