@@ -15,7 +15,6 @@ from wdstools.convert.options import Options
 from wdstools.convert.sources import Faults, Listing, finish, relative_key, split_file, why_no_field
 from wdstools.errors import EncodeError, SourceError
 
-SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 _KEYS = ("__key__", "key", "id")
 _FIELDS = ("cls", "txt", "json")  # columns with these names become fields
 _INT, _FLOAT = r"^-?(0|[1-9][0-9]{0,17})$", r"^-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?$"
