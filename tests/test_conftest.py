@@ -27,11 +27,11 @@ SKIPPED = {
 ALLOWED = "@pytest.mark.may_skip('an extra')\ndef test_allowed(): pytest.skip('not here')\ndef test(): pass"
 
 
-def run(folder: Path, source: str, ci: str = "1") -> subprocess.CompletedProcess[str]:
+def run(folder: Path, source: str, ci: str = "1", *options: str) -> subprocess.CompletedProcess[str]:
     shutil.copy(CONFTEST, folder)
     (folder / "test_it.py").write_text(f"import pytest\n{source}\n")
     return subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "--strict-markers", "-p", "no:cacheprovider"],
+        [sys.executable, "-m", "pytest", "-q", "--strict-markers", "-p", "no:cacheprovider", *options],
         cwd=folder, env={**os.environ, "CI": ci}, capture_output=True, text=True,
     )  # fmt: skip
 
@@ -53,11 +53,13 @@ def test_every_way_to_skip_fails_the_session(tmp_path: Path) -> None:
 @pytest.mark.parametrize("what", ["skip mark", "module"])
 def test_alone(what: str, tmp_path: Path) -> None:
     assert run(tmp_path, SKIPPED[what]).returncode == 1
+    assert run(tmp_path, SKIPPED[what], "1", "-n", "1").returncode == 1
     assert run(tmp_path, SKIPPED[what], ci="").returncode in (0, 5)
 
 
-def test_with_leave(tmp_path: Path) -> None:
-    got = run(tmp_path, ALLOWED)
+@pytest.mark.parametrize("options", [(), ("-n", "1")])
+def test_with_leave(options: tuple[str, ...], tmp_path: Path) -> None:
+    got = run(tmp_path, ALLOWED, "1", *options)
     assert got.returncode == 0, got.stdout
     assert "1 passed, 1 skipped" in got.stdout
     assert "skipped in CI" not in got.stdout
