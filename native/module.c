@@ -41,10 +41,11 @@ static PyObject *core_split(PyObject *Py_UNUSED(module), PyObject *name) {
   return result;
 }
 
-static PyObject *core_hash(PyObject *Py_UNUSED(module), PyObject *data) {
+static PyObject *core_hash(PyObject *Py_UNUSED(module), PyObject *args) {
   Py_buffer view;
-  if (PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)) return NULL;
-  uint64_t hash = sample_hash(view.buf, (size_t)view.len, 0);
+  uint64_t seed = 0;
+  if (!PyArg_ParseTuple(args, "y*|O&", &view, as_u64, &seed)) return NULL;
+  uint64_t hash = sample_hash(view.buf, (size_t)view.len, seed);
   PyBuffer_Release(&view);
   return PyLong_FromUnsignedLongLong(hash);
 }
@@ -67,8 +68,10 @@ static PyObject *core_format(PyObject *Py_UNUSED(module), PyObject *args) {
 static PyMethodDef core_methods[] = {
     {"scan", (PyCFunction)(void (*)(void))core_scan, METH_VARARGS | METH_KEYWORDS,
      "scan(source, url): walk a whole tar; a dict of the columns of its index, as bytes of native u64 (codes: u32)"},
+    {"members", (PyCFunction)(void (*)(void))core_members, METH_VARARGS | METH_KEYWORDS,
+     "members(source, url): walk a whole tar; a dict of the columns of its members, as bytes of native u64"},
     {"split_name", core_split, METH_O, "split_name(name): (key, field) of a member name, or None"},
-    {"hash_key", core_hash, METH_O, "hash_key(bytes): XXH64 with seed 0"},
+    {"hash_key", core_hash, METH_VARARGS, "hash_key(bytes, seed=0): XXH64"},
     {"bring_in", core_bring_in, METH_VARARGS,
      "bring_in(fd, start, end): read bytes [start, end) of a file into the page cache, in turn on a disk that seeks"},
     {"format_header", core_format, METH_VARARGS, "format_header(name, nbytes, mtime): the header group of a regular file"},

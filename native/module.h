@@ -85,6 +85,7 @@ int builder_put(builder *m, PyObject *ext, PyObject *value, uint64_t header); /*
 /* py_scan.c */
 PyObject *columns_to_dict(const columns *c);
 PyObject *core_scan(PyObject *module, PyObject *args, PyObject *kwargs);
+PyObject *core_members(PyObject *module, PyObject *args, PyObject *kwargs);
 
 /* py_turn.c */
 PyObject *core_bring_in(PyObject *module, PyObject *args);

@@ -1,7 +1,11 @@
-/* py_scan.c: Walker, the members of a tar one by one; scan, a whole shard as the columns of its index. */
+/* py_scan.c: Walker, the members of a tar one by one; members, all of them as columns; scan, a whole shard as the columns
+ * of its index. */
 #include "module.h"
 #include "scan.h"
 
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
 #include <sys/stat.h>
 
 /* A bio for reading headers: a window where the file can be read anywhere, else the blocks of a py_source. */
@@ -158,6 +162,82 @@ PyObject *core_scan(PyObject *module, PyObject *args, PyObject *kwargs) {
   else if (!check_folding(st, &c, url)) result = columns_to_dict(&c);
   if (result && put_count(result, "nbytes", headers_bio(&h)->pos)) Py_CLEAR(result);
   columns_free(&c);
+  headers_close(&h);
+  return result;
+}
+
+/* Every member of a tar, by columns: u64 each, but for the bytes of the names and of the types. */
+typedef struct {
+  bytes_vec names, name_ends, types, starts, headers, offsets, nbytes;
+  uint64_t end; /* of the last member: where the end marker begins */
+} member_columns;
+
+static bool put_u64(bytes_vec *v, uint64_t value) {
+  void *at = vec_grow(v, sizeof value);
+  if (at) memcpy(at, &value, sizeof value);
+  return at != NULL;
+}
+
+static bool add_row(member_columns *c, const tar_member *m) {
+  char *name = vec_grow(&c->names, m->name_len);
+  if (name && m->name_len) memcpy(name, m->name, m->name_len);
+  char *type = vec_grow(&c->types, 1);
+  if (type) *type = (char)m->type;
+  return name && type && put_u64(&c->name_ends, c->names.len) && put_u64(&c->starts, m->start) &&
+         put_u64(&c->headers, m->header) && put_u64(&c->offsets, m->offset) && put_u64(&c->nbytes, m->nbytes);
+}
+
+static scan_result all_members(bio *b, member_columns *c) {
+  scan_result r = {SCAN_OK, 0, NULL, 0};
+  tar_walker w = {0};
+  tar_member m;
+  tar_status st;
+  while ((st = scan_member(b, &w, &m, &r)) == TAR_MEMBER) {
+    uint64_t skipped, want = m.next - b->pos;
+    int error = add_row(c, &m) ? bio_skip(b, want, &skipped) : ENOMEM;
+    c->end = m.next;
+    if (error) r = (scan_result){.status = SCAN_IO, .error = error};
+    else if (skipped < want) r = (scan_result){.status = SCAN_TRUNCATED, .reason = "truncated in a member", .at = b->pos};
+    if (r.status) return r;
+  }
+  if (st == TAR_END) scan_tail(b, &r);
+  return r;
+}
+
+static PyObject *members_to_dict(const member_columns *c, uint64_t nbytes) {
+  PyObject *d = PyDict_New();
+  if (d && (put_bytes(d, "names", &c->names) || put_bytes(d, "name_ends", &c->name_ends) ||
+            put_bytes(d, "types", &c->types) || put_bytes(d, "starts", &c->starts) ||
+            put_bytes(d, "headers", &c->headers) || put_bytes(d, "offsets", &c->offsets) ||
+            put_bytes(d, "nbytes", &c->nbytes) || put_count(d, "end", c->end) || put_count(d, "shard_nbytes", nbytes)))
+    Py_CLEAR(d);
+  return d;
+}
+
+static void members_free(member_columns *c) {
+  bytes_vec *all[] = {&c->names, &c->name_ends, &c->types, &c->starts, &c->headers, &c->offsets, &c->nbytes};
+  for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]->data);
+}
+
+PyObject *core_members(PyObject *module, PyObject *args, PyObject *kwargs) {
+  static char *names[] = {"source", "url", NULL};
+  core_state *st = PyModule_GetState(module);
+  PyObject *source, *url, *result = NULL;
+  header_source h = {0};
+  member_columns c = {0};
+  scan_result r;
+  if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OU", names, &source, &url)) return NULL;
+  if (headers_open(&h, st, source)) return NULL;
+  if (h.sequential) { /* as in scan() */
+    r = all_members(headers_bio(&h), &c);
+  } else {
+    Py_BEGIN_ALLOW_THREADS
+    r = all_members(headers_bio(&h), &c);
+    Py_END_ALLOW_THREADS
+  }
+  if (r.status) raise_scan(st, &r, url);
+  else result = members_to_dict(&c, headers_bio(&h)->pos);
+  members_free(&c);
   headers_close(&h);
   return result;
 }

@@ -106,8 +106,9 @@ def test_no_leak_in_reading(data: bytes) -> None:
                     take(_core.Stream(source(), URL, **options))
                 take(_core.Walker(source(), URL))
                 next(_core.Walker(source(), URL), None) if data in (GOOD, BAD["cut"]) else None
-                with contextlib.suppress(ValueError):
-                    _core.scan(source(), URL)
+                for whole in (_core.scan, _core.members):
+                    with contextlib.suppress(ValueError):
+                        whole(source(), URL)
 
         check(act, 100)
 
