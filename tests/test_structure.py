@@ -23,7 +23,7 @@ ROOMS = [
     ["samples", "encode", "storage", "soundness", "query", "decode"],
     ["index", "extract"],
     ["build", "reader", "sets", "views"],
-    ["writer", "dataset", "summary"],
+    ["writer", "dataset", "summary", "interop"],
     ["convert"],
     ["loader", "compat", "serve"],
     ["cli", "lightning"],

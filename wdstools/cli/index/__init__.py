@@ -1,10 +1,11 @@
-"""`wds-index`: build, list, query, check and merge the indexes of shards."""
+"""`wds-index`: build, list, query, check, merge and exchange the indexes of shards."""
 
 from __future__ import annotations
 
 import click
 
 from wdstools.cli.common import run, tell_log
+from wdstools.cli.index.exchange import export, import_
 from wdstools.cli.index.make import build, check, merge
 from wdstools.cli.index.show import get, info, ls
 
@@ -28,7 +29,7 @@ def command() -> None:
     tell_log()
 
 
-for subcommand in (build, ls, get, info, check, merge):
+for subcommand in (build, ls, get, info, check, merge, export, import_):
     command.add_command(subcommand)
 
 

@@ -1,0 +1,170 @@
+"""The members of a shard beside the rows of its index: what formats need that an index has not, in the letters of the
+tar; and the proof that the index still describes the shard."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from os import cpu_count
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from wdstools import _core
+from wdstools.build import Whole
+from wdstools.columns import Array, concat, one_chunk, take_fields, text_array
+from wdstools.errors import StaleIndexError
+from wdstools.index import Index
+from wdstools.samples import split_name
+from wdstools.storage import open_source
+
+T = TypeVar("T")
+
+
+class Members(NamedTuple):
+    """Every member of a shard, by columns. `names`: Arrow binary; `types`: a letter each, as tar.TYPES; places in bytes
+    from the start of the shard; `end`: of the last member, where the end marker begins; `shard_nbytes`: of all."""
+
+    names: pa.Array
+    types: Array
+    starts: Array
+    headers: Array
+    offsets: Array
+    nbytes: Array
+    end: int
+    shard_nbytes: int
+
+    def text(self) -> list[str]:
+        """The names, as tarfile decodes them."""
+        return [name.decode("utf-8", "surrogateescape") for name in self.names.to_pylist()]
+
+
+def read_members(url: str) -> Members:
+    """Walk a shard: headers only where it is a regular file. Raises ShardError, StoreError."""
+    with open_source(url) as source:
+        return from_columns(_core.members(Whole(source) if source.head else source.handle, url))
+
+
+def from_columns(columns: _core.Columns) -> Members:
+    """Members of what _core.members returned."""
+    starts, headers, offsets, nbytes = (
+        np.frombuffer(columns[name], np.uint64) for name in ("starts", "headers", "offsets", "nbytes")
+    )
+    names = text_array(columns["names"], np.frombuffer(columns["name_ends"], np.uint64))
+    names = names.view(pa.large_binary() if names.type == pa.large_utf8() else pa.binary())
+    types = np.frombuffer(columns["types"], np.uint8)
+    return Members(names, types, starts, headers, offsets, nbytes, columns["end"], columns["shard_nbytes"])
+
+
+@dataclass
+class Rows:
+    """The rows of one shard in an index. `ends`: for each row the end of its fields in what follows; `names`, `exts`:
+    of the member of each field, Arrow text; `header`, `offset`, `nbytes`: of each field."""
+
+    number: int
+    url: str
+    keys: pa.Array
+    start: Array
+    end: Array
+    ends: Array
+    exts: pa.Array
+    header: Array
+    offset: Array
+    nbytes: Array
+
+    def __len__(self) -> int:
+        return len(self.start)
+
+
+def rows_of(index: Index, number: int) -> Rows:
+    """Take the rows of a shard out of an index that was validated."""
+    first = sum(index.shards.nsamples[:number])
+    table = index.table.slice(first, index.shards.nsamples[number])
+    ends, exts, before = [], [], 0
+    places: list[list[Array]] = [[], [], []]
+    for chunk in take_fields(table):
+        ends.append(chunk.ends + before)
+        before += len(chunk.codes)
+        exts.append(pa.array(chunk.exts, pa.utf8()).take(pa.array(chunk.codes)))
+        for column, place in zip(places, chunk.places, strict=True):
+            column.append(place)
+    header, offset, nbytes = (concat(column, np.uint64) for column in places)
+    start, end = (table.column(name).to_numpy() for name in ("start", "end"))
+    text = pa.concat_arrays(exts) if exts else pa.array([], pa.utf8())
+    keys = one_chunk(table.column("key"))
+    return Rows(
+        number, index.shards.url[number], keys, start, end, concat(ends, np.int64), text, header, offset, nbytes
+    )
+
+
+def exact_names(index: Index, rows: Rows, members: Members) -> tuple[pa.Array, pa.Array]:
+    """The name of the member of every field, and the part of it that is the field's, in the letters of the tar.
+
+    Raises StaleIndexError where the index does not describe the shard.
+    """
+    at = np.searchsorted(members.headers, rows.header)
+    if len(at) and at[-1] >= len(members.headers):
+        _stale(index, rows, f"no member at byte {rows.header[-1]}")
+    for what in ("header", "offset", "nbytes"):
+        have = getattr(members, "headers" if what == "header" else "offsets" if what == "offset" else what)[at]
+        if len(bad := np.flatnonzero(have != getattr(rows, what))):
+            i = int(bad[0])
+            _stale(index, rows, f"the member at byte {members.headers[at][i]} has another {what}")
+    if members.shard_nbytes != index.shards.nbytes[rows.number]:
+        _stale(index, rows, f"{members.shard_nbytes} bytes, where the index has {index.shards.nbytes[rows.number]}")
+    if len(members.types) != index.shards.nmembers[rows.number]:
+        known = index.shards.nmembers[rows.number]
+        _stale(index, rows, f"{len(members.types)} members, where the index has {known}")
+    first = np.concatenate(([0], rows.ends[:-1])).astype(np.int64) if len(rows) else rows.ends
+    if np.any(members.starts[at[first]] != rows.start):
+        _stale(index, rows, "a sample begins elsewhere")
+    names = members.names.take(pa.array(at)).cast(
+        pa.large_utf8() if members.names.type == pa.large_binary() else pa.utf8()
+    )
+    return names, _exact_exts(index, rows, names)
+
+
+def _exact_exts(index: Index, rows: Rows, names: pa.Array) -> pa.Array:
+    """The fields as the names have them; they are those of the index but for upper and lower case."""
+    counts = np.diff(rows.ends, prepend=0)
+    keys = rows.keys.take(pa.array(np.repeat(np.arange(len(rows)), counts)))
+    usual = pc.binary_join_element_wise(keys.cast(names.type), rows.exts.cast(names.type), pa.scalar(".", names.type))
+    same = pc.equal(usual, names)
+    if pc.all(same, min_count=0).as_py():
+        return rows.exts
+    exts = rows.exts.to_pylist()
+    for i in np.flatnonzero(~same.to_numpy(zero_copy_only=False)).tolist():
+        name, key = names[i].as_py(), keys[i].as_py()
+        if split_name(name) != (key, exts[i]):
+            _stale(index, rows, f"the member at byte {rows.header[i]} is {name!r}, not {key!r} {exts[i]!r}")
+        exts[i] = name[len(key) + 1 :]
+    return pa.array(exts, pa.utf8())
+
+
+def _stale(index: Index, rows: Rows, why: str) -> None:
+    raise StaleIndexError(f"{index.name}: does not describe {rows.url}: {why}; rebuild it with wds-index build")
+
+
+def each(
+    index: Index, work: Callable[[int], T], workers: int | None, progress: Callable[[int], Any] = lambda n: None
+) -> Iterator[T]:
+    """Yield what `work` makes of each shard of an index, in order, on threads; few are held that nobody has taken."""
+    index.validate()
+    n, ahead = len(index.shards), 2 * (workers or cpu_count() or 1)
+    with ThreadPoolExecutor(workers or cpu_count() or 1) as pool:
+        waiting = [pool.submit(work, i) for i in range(min(ahead, n))]
+        try:
+            for i in range(n):
+                done = waiting[i].result()
+                waiting[i] = None  # type: ignore[call-overload]
+                if i + ahead < n:
+                    waiting.append(pool.submit(work, i + ahead))
+                progress(1)
+                yield done
+        finally:
+            for future in waiting:
+                if future is not None:
+                    future.cancel()
