@@ -1,5 +1,5 @@
-"""The real readers of the foreign indexes, run in an environment of their own: `python interop_readers.py NAME`, what to
-read as JSON on stdin, what was read as JSON on stdout. It imports nothing of wdstools."""
+"""The real readers of the foreign indexes, run in an environment of their own: `python interop_readers.py NAME`, what
+to read as JSON on stdin, what was read as JSON on stdout. It imports nothing of wdstools."""
 
 from __future__ import annotations
 
@@ -62,8 +62,7 @@ def wids(told: Told) -> Any:
 
 
 def energon(told: Told) -> Any:
-    """What the prepared folder gives: by its loader, by key from its SQLite index, and by offset; and its own preparation
-    of the same folder, where asked."""
+    """What the prepared folder gives: by its loader, by key from its SQLite index, and by offset."""
     from megatron.energon import WorkerConfig, get_savable_loader, get_train_dataset
     from megatron.energon.epathlib import EPath
     from megatron.energon.flavors.webdataset.indexing import SqliteIndexReader
@@ -87,10 +86,11 @@ def energon(told: Told) -> Any:
 
 def raw_task_encoder() -> Any:
     """Samples as they are."""
-    from megatron.energon import Cooker, DefaultTaskEncoder
+    from megatron.energon import Cooker, DefaultTaskEncoder, stateless
 
     class Raw(DefaultTaskEncoder):
-        cookers = [Cooker(lambda sample: sample)]  # noqa: RUF012
+        decoder = None
+        cookers = [Cooker(stateless(lambda sample: sample))]  # noqa: RUF012
 
     return Raw()
 

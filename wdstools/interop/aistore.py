@@ -49,10 +49,11 @@ def export(index: Index, options: Options) -> Written:
         rows = rows_of(index, number)
         members = read_members(rows.url)
         exact_names(index, rows, members)
-        foreign.put(paths[number], encode(members, rows.url))
+        batch.put(paths[number], encode(members, rows.url))
 
-    for _ in each(index, one, options.workers, options.progress):
-        pass
+    with foreign.Batch() as batch:
+        for _ in each(index, one, options.workers, options.progress):
+            pass
     note = "the checksum of the object is left out, so an AIS that compares it builds the index anew"
     return Written(paths, [f"{options.output}: {note}"])
 

@@ -40,16 +40,17 @@ def export(index: Index, options: Options) -> Written:
     paths = foreign.beside(index.shards.url, options, "DALI", index_path)
     for path, url in zip(paths, index.shards.url, strict=True):
         claim_file(path, "dali", options.overwrite, url)
-    written = Written()
+    written = Written(paths)
 
     def one(number: int) -> str:
         rows = rows_of(index, number)
         text, version = encode(rows, *exact_names(index, rows, read_members(rows.url)))
-        foreign.put(paths[number], text)
+        batch.put(paths[number], text)
         return version
 
-    for path, version in zip(paths, each(index, one, options.workers, options.progress), strict=True):
-        written.paths.append(path)
+    with foreign.Batch() as batch:
+        versions = list(each(index, one, options.workers, options.progress))
+    for path, version in zip(paths, versions, strict=True):
         if version == "v1.1":
             written.notes.append(
                 f"{path}: v1.1, without names: a member's name has a space, at which DALI would cut it"

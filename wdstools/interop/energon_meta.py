@@ -65,25 +65,20 @@ def export(index: Index, options: Options) -> Written:
         claim_file(path, "energon", options.overwrite, url)
     claim_file(os.path.join(meta, INFO), "energon-info", options.overwrite)
     claim_file(os.path.join(meta, INDEX), "energon-sqlite", options.overwrite)
-    with foreign.putting(os.path.join(meta, INDEX)) as temporary:
-        offsets = _write_samples(temporary, each(index, lambda i: _part(index, i), options.workers, options.progress))
-    written = Written()
-    for path, data in zip(paths, offsets, strict=True):
-        foreign.put(path, data)
-    texts = {
-        INFO: json.dumps(_info(index, names), indent=2),
-        UUID: str(uuid.uuid4()),
-        SPLIT: _split(names),
-        DATASET: DATASET_TEXT,
-    }
-    for name, text in texts.items():
-        path = os.path.join(meta, name)
-        if name in (SPLIT, DATASET) and os.path.lexists(path):
-            written.notes.append(f"{path}: was there, and stays as it is")
-            continue
-        foreign.put(path, text.encode())
-        written.paths.append(path)
-    written.paths += [os.path.join(meta, INDEX), *paths]
+    written = Written([os.path.join(meta, INDEX), *paths])
+    texts = {INFO: json.dumps(_info(index, names), indent=2), UUID: str(uuid.uuid4())}
+    for name, text in ((SPLIT, _split(names)), (DATASET, DATASET_TEXT)):
+        if os.path.lexists(os.path.join(meta, name)):
+            written.notes.append(f"{os.path.join(meta, name)}: was there, and stays as it is")
+        else:
+            texts[name] = text
+    with foreign.Batch() as batch:
+        parts = each(index, lambda number: _part(index, number), options.workers, options.progress)
+        for path, data in zip(paths, _write_samples(batch.path(os.path.join(meta, INDEX)), parts), strict=True):
+            batch.put(path, data)
+        for name, text in texts.items():
+            batch.put(os.path.join(meta, name), text.encode())
+    written.paths += [os.path.join(meta, name) for name in texts]
     return written
 
 

@@ -7,6 +7,7 @@ import os
 import secrets
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import NoReturn
 from urllib.parse import quote
@@ -15,6 +16,7 @@ from wdstools import urls
 from wdstools.errors import DestinationError, IndexFileError, NotFoundError, StaleIndexError, StoreError, UrlError
 from wdstools.storage import open_source
 
+SYNCS = 16  # files that are waited for at a time
 MOST = 1 << 30  # bytes of a foreign index that are read into memory; one shard's has a few MB
 
 
@@ -76,31 +78,58 @@ def beside(shards: Sequence[str], options: Options, format: str, name: Callable[
     return list(found)
 
 
-def put(path: str, data: bytes) -> None:
-    """Write a file, which appears whole or not at all."""
-    with putting(path) as temporary, open(temporary, "xb") as file:
-        file.write(data)
+def one_file(options: Options, name: str) -> str | None:
+    """Where the one file of a format goes: what the options say; a file of this name where that is a folder."""
+    output = options.output
+    return os.path.join(output, name) if output and (os.path.isdir(output) or output.endswith("/")) else output
 
 
-@contextlib.contextmanager
-def putting(path: str) -> Iterator[str]:
-    """Yield a temporary path beside `path`, to be written; it becomes `path`, on the disk, when the context ends."""
-    folder, name = os.path.split(os.path.abspath(path))
-    os.makedirs(folder, exist_ok=True)
-    short = os.fsdecode(os.fsencode(name)[:200])
-    temporary = os.path.join(folder, f".{short}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
-    try:
-        yield temporary
-        fd = os.open(temporary, os.O_RDONLY)
+class Batch:
+    """Files that appear together, each whole, when the context ends without an exception, and else not at all. They are
+    waited for together, so that many small ones take the disk hardly longer than one. put() and path() are for any
+    thread."""
+
+    def __init__(self) -> None:
+        self._made: list[tuple[str, str]] = []  # (temporary path, path)
+
+    def path(self, path: str) -> str:
+        """Return a path to write instead of `path`, which it becomes."""
+        path = os.path.abspath(path)
+        folder, name = os.path.split(path)
+        os.makedirs(folder, exist_ok=True)
+        short = os.fsdecode(os.fsencode(name)[:200])
+        temporary = os.path.join(folder, f".{short}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+        self._made.append((temporary, path))
+        return temporary
+
+    def put(self, path: str, data: bytes) -> None:
+        """Write a file."""
+        with open(self.path(path), "xb") as file:
+            file.write(data)
+
+    def __enter__(self) -> Batch:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
         try:
-            os.fsync(fd)
+            if kind is None:
+                with ThreadPoolExecutor(SYNCS) as pool:
+                    list(pool.map(_sync, (temporary for temporary, _ in self._made)))
+                for temporary, path in self._made:
+                    os.replace(temporary, path)
         finally:
-            os.close(fd)
-        os.replace(temporary, path)
+            for temporary, _ in self._made:
+                for left in (temporary, temporary + "-journal"):
+                    if os.path.lexists(left):
+                        os.unlink(left)
+
+
+def _sync(path: str) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
     finally:
-        for left in (temporary, temporary + "-journal"):
-            if os.path.lexists(left):
-                os.unlink(left)
+        os.close(fd)
 
 
 def read(path: str) -> bytes:

@@ -25,15 +25,15 @@ def export(index: Index, options: Options) -> Written:
     for path, url in zip(paths, index.shards.url, strict=True):
         claim_file(path, "lhotse", options.overwrite, url)
 
-    def encoded(number: int) -> bytes:
+    def one(number: int) -> None:
         rows = rows_of(index, number)
         members = read_members(rows.url)
         exact_names(index, rows, members)
-        return encode(members, rows.url)
+        batch.put(paths[number], encode(members, rows.url))
 
-    contents = list(each(index, encoded, options.workers, options.progress))  # all are pairs, or none is written
-    for path, data in zip(paths, contents, strict=True):
-        foreign.put(path, data)
+    with foreign.Batch() as batch:
+        for _ in each(index, one, options.workers, options.progress):
+            pass
     return Written(paths)
 
 

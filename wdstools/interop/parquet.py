@@ -32,14 +32,13 @@ def index_path(index: Index) -> str:
 def export(index: Index, options: Options) -> Written:
     """Write one file. `options.output`: that file, or a folder. Raises IndexFileError, DestinationError."""
     index.validate()
-    path = options.output or foreign.local_path(index_path(index), "Parquet")
-    if os.path.isdir(path) or path.endswith("/"):
-        path = os.path.join(path, os.path.basename(index_path(index)))
+    name = index_path(index)
+    path = foreign.one_file(options, os.path.basename(name)) or foreign.local_path(name, "Parquet")
     claim_file(path, "parquet", options.overwrite)
     folder = os.path.dirname(os.path.abspath(path))
     names = [_name(url, folder) for url in index.shards.url]
     schema = _schema(index).with_metadata({KEY_VALUE: index.shards.to_json(folder)})
-    with foreign.putting(path) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+    with foreign.Batch() as files, pq.ParquetWriter(files.path(path), schema, compression="zstd") as writer:
         dictionary = pa.array(names, pa.utf8())
         for batch in index.table.to_batches(BATCH_ROWS):
             columns: dict[str, Any] = {name: batch.column(name) for name in batch.schema.names if name in schema.names}

@@ -80,11 +80,11 @@ def export(index: Index, options: Options) -> Written:
         rows = rows_of(index, number)
         members = read_members(rows.url)
         exact_names(index, rows, members)
-        with foreign.putting(paths[number]) as temporary:
-            _write(temporary, urls.local_path(rows.url) or "", members)
+        _write(batch.path(paths[number]), urls.local_path(rows.url) or "", members)
 
-    for _ in each(index, one, options.workers, options.progress):
-        pass
+    with foreign.Batch() as batch:
+        for _ in each(index, one, options.workers, options.progress):
+            pass
     return Written(paths)
 
 

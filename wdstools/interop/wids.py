@@ -31,11 +31,7 @@ def index_path(shards: list[str]) -> str:
 def export(index: Index, options: Options) -> Written:
     """Write one file, which has the md5 of every shard: all their bytes are read. `options.output`: that file, or a
     folder. Raises StaleIndexError for shards of other sizes, StoreError, DestinationError."""
-    path = options.output or index_path(index.shards.url)
-    if os.path.isdir(path) or path.endswith("/"):
-        path = os.path.join(path, NAME)
-    if urls.scheme(path) != "file":
-        foreign.local_path(path, "wids")
+    path = foreign.one_file(options, NAME) or foreign.local_path(index_path(index.shards.url), "wids")
     claim_file(path, "wids", options.overwrite)
     folder = os.path.dirname(os.path.abspath(path))
 
@@ -51,7 +47,8 @@ def export(index: Index, options: Options) -> Written:
     shards = list(each(index, one, options.workers, options.progress))
     stem = urls.basename(urls.index_name([urls.escape(url) for url in index.shards.url])).removesuffix(".wdsindex")
     told = {"__kind__": KIND, "wids_version": VERSION, "name": stem, "shardlist": shards}
-    foreign.put(path, json.dumps(told, indent=2).encode() + b"\n")
+    with foreign.Batch() as batch:
+        batch.put(path, json.dumps(told, indent=2).encode() + b"\n")
     return Written([path])
 
 
