@@ -112,7 +112,7 @@ def ratarmount(told: Told) -> Any:
         taken = mounted.index.indexFilePath
 
         def walk(folder: str) -> Any:
-            for name in sorted(mounted.list(folder)):
+            for name in sorted(mounted.list(folder) or ()):
                 path = f"{folder.rstrip('/')}/{name}"
                 info = mounted.lookup(path)
                 if info.mode & 0o170000 == 0o040000:

@@ -60,7 +60,8 @@ def write(folder: Path, sets: list[Files], format: int = tarfile.USTAR_FORMAT, m
 
 
 PAIRS: list[Files] = [
-    [(f"p{s}/{i}.{ext}", f"{s}{i}{ext}".encode() * (i + 1)) for i in range(4) for ext in ("jpg", "cls")] for s in range(3)
+    [(f"p{s}/{i}.{ext}", f"{s}{i}{ext}".encode() * (i + 1)) for i in range(4) for ext in ("jpg", "cls")]
+    for s in range(3)
 ]
 RICH: list[Files] = [
     [("a/0.JPG", b"x" * 700), ("a/0.cls", b"1"), ("readme", b"r"), ("b.txt", b""), ("c.seg.png", b"y" * 512)],

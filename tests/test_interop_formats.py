@@ -97,7 +97,9 @@ def test_a_stale_index_of_ours_is_not_exported(tmp_path: Path, format: str, how:
     if how == "gone":
         shard.unlink()
     else:
-        files = [*PAIRS[1], ("x.jpg", b"1"), ("x.cls", b"1")] if how == "longer" else [("q" + n, d) for n, d in PAIRS[1]]
+        files = (
+            [*PAIRS[1], ("x.jpg", b"1"), ("x.cls", b"1")] if how == "longer" else [("q" + n, d) for n, d in PAIRS[1]]
+        )
         if how == "longer":
             shutil.copy(write(tmp_path / "other", [files * 1 + [("y.jpg", b"2" * 9000), ("y.cls", b"")]])[0], shard)
         else:
@@ -156,7 +158,9 @@ def test_a_foreign_index_that_was_cut_or_damaged(tmp_path: Path, format: str) ->
             except NotFoundError:  # a URL that is another one
                 assert format in ("wids", "parquet", "energon")
             else:
-                assert all(row in index.table.column("key").to_pylist() for row in again.table.column("key").to_pylist())
+                assert all(
+                    row in index.table.column("key").to_pylist() for row in again.table.column("key").to_pylist()
+                )
                 assert [u for u in again.shards.url if u not in index.shards.url] == []
         Path(path).write_bytes(whole)
 

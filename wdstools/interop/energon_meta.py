@@ -174,7 +174,7 @@ def read(folder: str) -> list[Claim]:
 
 def _add_samples(path: str, claims: Sequence[Claim]) -> None:
     """Put what the SQLite file has into the claims, which must have the same."""
-    with foreign.sqlite(path) as database:
+    with foreign.sqlite(path, ("samples", "sample_parts")) as database:
         for number, claim in enumerate(claims):
             rows = database.execute(
                 "SELECT sample_key, sample_index, byte_offset, byte_size FROM samples WHERE tar_file_id = ? "

@@ -174,8 +174,9 @@ def resolve(base: str, name: object, path: str) -> str:
 
 
 @contextlib.contextmanager
-def sqlite(path: str) -> Iterator[sqlite3.Connection]:
-    """Open a foreign SQLite file for reading; nothing is written beside it. Raises IndexFileError, NotFoundError."""
+def sqlite(path: str, tables: Sequence[str] = ()) -> Iterator[sqlite3.Connection]:
+    """Open a foreign SQLite file for reading; nothing is written beside it. `tables`: what will be read, which must be
+    tables, and no views that might compute anything. Raises IndexFileError, NotFoundError."""
     local = urls.local_path(path)
     if local is None:
         raise UrlError(f"{path}: SQLite files are read where they are local; copy it here")
@@ -186,6 +187,10 @@ def sqlite(path: str) -> Iterator[sqlite3.Connection]:
         database = sqlite3.connect(f"file:{name}?mode=ro&immutable=1", uri=True)
         try:
             database.text_factory = lambda data: data.decode("utf-8", "surrogateescape")
+            for table in tables:
+                kind = database.execute("SELECT type FROM sqlite_master WHERE name = ?", (table,)).fetchone()
+                if kind is not None and kind[0] != "table":
+                    wrong(path, f"{table} is no table, but a {kind[0]}")
             yield database
         finally:
             database.close()

@@ -135,7 +135,9 @@ def _group(group: bytes, everywhere: Records) -> tuple[bytes, Records]:
     while group[at + 156 : at + 157] in (b"x", b"g", b"X", b"L", b"K"):
         nbytes = _octal(group[at + 124 : at + 136])
         kind, body = group[at + 156 : at + 157], group[at + tar.BLOCK : at + tar.BLOCK + nbytes]
-        if kind not in (b"L", b"K"):
+        if kind == b"K":
+            own["linkpath"] = body.rstrip(b"\0")
+        elif kind != b"L":
             (everywhere if kind == b"g" else own).update(_records(body))
         at += tar.BLOCK + tar.padded(nbytes)
     return group[at : at + tar.BLOCK], everywhere | own
@@ -189,7 +191,7 @@ def _folders(files: list[tuple[Row, Records]]) -> Iterator[Row]:
 
 def read(path: str, shard: str) -> Claim:
     """Read the index of a shard. Raises IndexFileError, NotFoundError."""
-    with foreign.sqlite(path) as database:
+    with foreign.sqlite(path, ("files", "versions", "metadata")) as database:
         versions = dict(database.execute("SELECT name, version FROM versions").fetchall())
         if not re.fullmatch(r"0\.[2-7]\.[0-9]+", str(versions.get("index"))):
             wrong(path, f"not an index of ratarmount 0.2 to 0.7: its version is {versions.get('index')!r}")

@@ -77,12 +77,13 @@ def read(path: str) -> list[Claim]:
         if told.get("wids_version", VERSION) != VERSION or told.get("__kind__", KIND) != KIND:
             raise ValueError(f"wids_version {told.get('wids_version')!r} of {told.get('__kind__')!r}, not {VERSION}")
         lists = [told, *(told.get("datasets") or [])] if "shardlist" in told else list(told["datasets"])
-        base = _base(told, os.path.dirname(path) if urls.scheme(path) == "file" else urls.dirname(path))
+        folder = os.path.dirname(path) if urls.scheme(path) == "file" else urls.dirname(path)
+        base = _base(told, folder)
         found = []
         for one in lists:
             if "shardlist" not in one:
                 raise ValueError(f"a dataset at {one.get('source_url')!r}: import that file")
-            found += [_claim(path, shard, _base(one, base)) for shard in one["shardlist"]]
+            found += [_claim(path, shard, base if one is told else _base(one, base)) for shard in one["shardlist"]]
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         if isinstance(error, WdsError):
             raise
