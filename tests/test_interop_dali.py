@@ -68,7 +68,7 @@ ATTACKS = {
     "v1.2 1\n\n": "line 2: 0 words",
     "v1.2 1\njpg 0x200 1 a.jpg\n": "is no member",
     "v1.2 1\njpg 512 -1 a.jpg\n": "is no member",
-    "v1.2 1\njpg 512 ١ a.jpg\n": "is no member",
+    "v1.2 1\njpg 512 \u0661 a.jpg\n": "is no member",
     "v1.2 1\njpg 512 1 b.jpg\n": "'jpg' of 'a' at byte 512 with 1 bytes, where it has 'jpg' of 'b'",
     "v1.2 1\ncls 512 1 a.cls\n": "'jpg' of 'a'",
     "v1.2 1\njpg 1024 1 a.jpg\n": "where it has 'jpg' of 'a' at byte 1024",

@@ -77,7 +77,7 @@ def test_what_is_of_somebody_else_is_never_replaced(tmp_path: Path, format: str)
     index = indexed(tmp_path)
     out = tmp_path / "out" if format in ELSEWHERE else None
     paths = export(index, format, out).paths
-    chosen = [path for path in paths if not path.endswith((".uuid", ".yaml"))][0]
+    chosen = next(path for path in paths if not path.endswith((".uuid", ".yaml")))
     for content in (b"mine", b"", b"\0" * 16 + b"x"):
         Path(chosen).write_bytes(content)
         with pytest.raises(DestinationError, match="is something else, not "):
@@ -133,7 +133,7 @@ def test_a_broken_shard_is_not_imported(tmp_path: Path, format: str) -> None:
     out = tmp_path / "out" if format in ELSEWHERE else None
     export(index, format, out)
     os.truncate(tmp_path / "t-000001.tar", 1500)
-    with pytest.raises((StaleIndexError, EOFError), match="t-000001.tar"):
+    with pytest.raises((StaleIndexError, EOFError), match=r"t-000001\.tar"):
         imported(claims_of(index, format, tmp_path, out), tmp_path / "again.wdsindex")
     assert not (tmp_path / "again.wdsindex").exists()
 
@@ -144,6 +144,7 @@ def test_a_foreign_index_that_was_cut_or_damaged(tmp_path: Path, format: str) ->
     index = indexed(tmp_path)
     out = tmp_path / "out" if format in ELSEWHERE else None
     paths = [path for path in export(index, format, out).paths if not path.endswith((".uuid", ".yaml"))]
+    told: list[str] = []
     for path in paths[:2]:
         whole = Path(path).read_bytes()
         step = max(1, len(whole) // 12)
@@ -154,21 +155,23 @@ def test_a_foreign_index_that_was_cut_or_damaged(tmp_path: Path, format: str) ->
             try:
                 again = imported(claims_of(index, format, tmp_path, out), tmp_path / "again.wdsindex")
             except IndexFileError as error:
-                assert str(tmp_path) in str(error)
-            except NotFoundError:  # a URL that is another one
-                assert format in ("wids", "parquet", "energon")
+                told.append(str(error))
+            except NotFoundError as error:  # a URL that is another one
+                told.append(str(error))
             else:
                 assert all(
                     row in index.table.column("key").to_pylist() for row in again.table.column("key").to_pylist()
                 )
                 assert [u for u in again.shards.url if u not in index.shards.url] == []
         Path(path).write_bytes(whole)
+    assert told
+    assert all(str(tmp_path) in text for text in told)
 
 
 def test_a_foreign_index_that_is_not_there(tmp_path: Path) -> None:
     index = indexed(tmp_path)
     for format in ALL:
-        with pytest.raises(NotFoundError, match="no such index|No such file"):
+        with pytest.raises(NotFoundError, match=r"no such index|No such file"):
             claims_of(index, format, tmp_path)
 
 
@@ -182,7 +185,7 @@ def test_a_touched_shard_is_exported(tmp_path: Path) -> None:
 def test_two_shards_with_one_name_for_their_index(tmp_path: Path) -> None:
     paths = write(tmp_path, PAIRS[:2])
     for path, name in zip(paths, ("a.b-0.tar", "a.c-0.tar"), strict=True):
-        os.rename(path, tmp_path / name)
+        Path(path).rename(tmp_path / name)
     index = build.build([str(tmp_path / "a.b-0.tar"), str(tmp_path / "a.c-0.tar")])
     with pytest.raises(DestinationError, match=r"a\.idx: would be the DALI index of .*a\.b-0.tar and of .*a\.c-0"):
         export(index, "dali")

@@ -40,7 +40,8 @@ def rich_tar(path: Path, format: int) -> None:
             if format == tarfile.PAX_FORMAT:
                 info.pax_headers = {"SCHILY.xattr.user.note": f"n{number}", "comment": "c"}
             archive.addfile(info, io.BytesIO(data))
-        for name, kind, link in (("d", tarfile.DIRTYPE, ""), ("l", tarfile.SYMTYPE, "t" * 120), ("p", tarfile.FIFOTYPE, ""),
+        for name, kind, link in (("d", tarfile.DIRTYPE, ""), ("l", tarfile.SYMTYPE, "t" * 120),
+                                 ("p", tarfile.FIFOTYPE, ""),
                                  ("h", tarfile.LNKTYPE, "b.txt"), ("c", tarfile.CHRTYPE, "")):  # fmt: skip
             info = tarfile.TarInfo(name)
             info.type, info.linkname, info.mode = kind, link[: 100 if format == tarfile.USTAR_FORMAT else None], 0o755
@@ -104,8 +105,8 @@ SQL = {
     "UPDATE files SET offset = -512 WHERE mode & 32768": "no place of a file: -512",
     "UPDATE files SET offset = 1e300 WHERE mode & 32768": "no place of a file",
     "UPDATE files SET offset = 9223372036854775807 WHERE mode & 32768": "9223372036854775807",
-    "INSERT INTO files SELECT path, 'new.jpg', offsetheader, offset, size, mtime, mode, type, linkname, uid, gid, istar, "
-    "issparse, isgenerated, recursiondepth FROM files WHERE name = '0.jpg'": "the shard has 8 fields, not 9|where it has",
+    "INSERT INTO files SELECT path, 'new.jpg', offsetheader, offset, size, mtime, mode, type, linkname, uid, gid, "
+    "istar, issparse, isgenerated, recursiondepth FROM files WHERE name = '0.jpg'": "where it has",
     "UPDATE versions SET version = '0.8.0' WHERE name = 'index'": "its version is '0.8.0'",
     "DELETE FROM versions": "its version is None",
     "UPDATE metadata SET value = 'SQLiteIndexedZip' WHERE key = 'backendName'": "its backend is 'SQLiteIndexedZip'",
