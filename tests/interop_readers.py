@@ -50,24 +50,30 @@ def wds2idx(told: Told) -> Any:
 
 
 def wids(told: Told) -> Any:
+    """The samples of each index."""
     import wids as reader
 
-    dataset = reader.ShardListDataset(told["index"], keep=True, cache_dir=told["cache"], transformations=[])
-    found = []
-    for i in range(len(dataset)):
-        sample = dataset[i]
-        fields = {name[1:]: digest(value.read()) for name, value in sample.items() if name.startswith(".")}
-        found.append([sample["__key__"], fields])
+    found: list[Any] = []
+    for index in told["indexes"]:
+        found.append([])
+        dataset = reader.ShardListDataset(index, keep=True, cache_dir=told["cache"], transformations=[])
+        for i in range(len(dataset)):
+            sample = dataset[i]
+            fields = {name[1:]: digest(value.read()) for name, value in sample.items() if name.startswith(".")}
+            found[-1].append([sample["__key__"], fields])
     return found
 
 
 def energon(told: Told) -> Any:
-    """What the prepared folder gives: by its loader, by key from its SQLite index, and by offset."""
+    """Prepare a copy of the shards by Energon's own code. Then what our folder gives: by its loader, by key from its
+    SQLite index, and by offset."""
     from megatron.energon import WorkerConfig, get_savable_loader, get_train_dataset
     from megatron.energon.epathlib import EPath
     from megatron.energon.flavors.webdataset.indexing import SqliteIndexReader
     from megatron.energon.flavors.webdataset.itar import get_itar_byte_offset
+    from megatron.energon.flavors.webdataset.prepare import WebdatasetPreparator
 
+    WebdatasetPreparator.prepare_dataset(told["copy"], told["names"], split_parts_ratio=[("train", 1.0)], workers=1)
     dataset = get_train_dataset(
         told["folder"], worker_config=WorkerConfig(rank=0, world_size=1, num_workers=0), batch_size=None,
         shuffle_buffer_size=None, max_samples_per_sequence=None, repeat=False, task_encoder=raw_task_encoder(),
@@ -93,15 +99,6 @@ def raw_task_encoder() -> Any:
         cookers = [Cooker(stateless(lambda sample: sample))]  # noqa: RUF012
 
     return Raw()
-
-
-def energon_prepare(told: Told) -> Any:
-    """Prepare a folder by Energon's own code."""
-    from megatron.energon.flavors.webdataset import prepare
-
-    prepare.WebdatasetPreparator.prepare_dataset(
-        told["folder"], told["shards"], split_parts_ratio=[("train", 1.0)], workers=1
-    )
 
 
 def ratarmount(told: Told) -> Any:
@@ -134,7 +131,7 @@ def ratarmount_index(told: Told) -> Any:
 
 
 READERS: dict[str, Callable[[Told], Any]] = {
-    f.__name__: f for f in (dali, wds2idx, wids, energon, energon_prepare, ratarmount, ratarmount_index)
+    f.__name__: f for f in (dali, wds2idx, wids, energon, ratarmount, ratarmount_index)
 }
 
 if __name__ == "__main__":

@@ -104,7 +104,6 @@ def test_wids_reads_it(tmp_path: Path) -> None:
         key, shard, _, _ = index.locate(row)
         data = Path(index.shards.url[shard]).read_bytes()
         want.append([key, {f.ext: digest(data[f.offset : f.offset + f.nbytes]) for f in index.fields(row)}])
-    for output in (None, tmp_path / "else.json"):
-        (path,) = export(index, "wids", output).paths
-        found = read_with("wids", {"index": path, "cache": str(tmp_path / "cache")})
+    paths = [export(index, "wids", output).paths[0] for output in (None, tmp_path / "else.json")]
+    for found in read_with("wids", {"indexes": paths, "cache": str(tmp_path / "cache")}):
         assert [[key, {name.lower(): d for name, d in fields.items()}] for key, fields in found] == want
