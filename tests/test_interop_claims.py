@@ -16,11 +16,13 @@ from indexing import Files, rows_of
 from interoping import export, imported, indexed, same
 
 from wdstools import _core, build, urls
-from wdstools.errors import IndexFileError, ShardError, StaleIndexError
+from wdstools.errors import DestinationError, IndexFileError, ShardError, StaleIndexError, UrlError
+from wdstools.index import Index
 from wdstools.interop import claims, dali
 from wdstools.interop.claims import Claim, Field, Sparse
-from wdstools.interop.formats import read_claims
+from wdstools.interop.formats import FORMATS, read_claims
 from wdstools.ranges import Range
+from wdstools.shardtable import Shards
 from wdstools.store import MemoryStore, Stores
 from wdstools.storebase import Buffer
 
@@ -108,6 +110,34 @@ def test_a_remote_shard_that_is_another_one(tmp_path: Path, monkeypatch: pytest.
         with pytest.raises(StaleIndexError, match=r"t-000000\.idx.*s3://bucket/t-000000\.tar"):
             claims.import_claims(str(tmp_path / "again.wdsindex"), [claim], claims.Options())
         assert not (tmp_path / "again.wdsindex").exists()
+
+
+def test_remote_shards_go_out_into_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    local = indexed(tmp_path, [BIG])
+    index = Index(local.table, Shards(**(vars(local.shards) | {"url": ["s3://bucket/t-000000.tar"]})))
+    export(local, "dali")
+    Remote(tmp_path, monkeypatch)
+    for format in ("dali", "energon", "ratarmount"):
+        with pytest.raises(DestinationError, match="nothing can be written beside it"):
+            export(index, format)
+    (path,) = export(index, "dali", tmp_path / "out").paths
+    assert Path(path).read_bytes() == (tmp_path / "t-000000.idx").read_bytes()
+    (path,) = export(index, "wids", tmp_path / "out").paths
+    (claim,) = read_claims("wids", [path])
+    assert claim.url == "s3://bucket/t-000000.tar"
+    assert claims.import_claims(str(tmp_path / "x.wdsindex"), [claim], claims.Options()).whole == 1
+
+
+def test_commands_that_an_index_names_are_not_run(tmp_path: Path) -> None:
+    local = indexed(tmp_path)
+    index = Index(local.table, Shards(**(vars(local.shards) | {"url": [f"pipe:touch {tmp_path}/pwned"] * 3})))
+    for format in FORMATS:
+        if format != "parquet":  # which reads no shard
+            with pytest.raises((DestinationError, UrlError)):
+                export(index, format, tmp_path / "out")
+    with pytest.raises(UrlError):
+        imported([Claim(index.shards.url[0], "foreign")], tmp_path / "x.wdsindex")
+    assert not (tmp_path / "pwned").exists()
 
 
 @pytest.mark.parametrize("change", range(8))

@@ -106,7 +106,7 @@ def test_kinds(tmp_path: Path) -> None:
 def test_members_are_those_that_the_index_has(tmp_path: Path) -> None:
     index = indexed(tmp_path)
     index.validate()
-    rows = members.rows_of(index, 1)
+    rows = members.rows_of(index, 1, members.first_rows(index))
     names, exts = members.exact_names(index, rows, members.read_members(rows.url))
     assert names.to_pylist() == [name for name, _ in PAIRS[1]]
     assert exts.to_pylist() == ["jpg", "cls"] * 4

@@ -18,7 +18,7 @@ from wdstools.interop import foreign
 from wdstools.interop.claims import Claim, Field
 from wdstools.interop.detect import AISTORE_SEED, claim_file
 from wdstools.interop.foreign import Options, Written, wrong
-from wdstools.interop.members import Members, each, exact_names, read_members, rows_of
+from wdstools.interop.members import Members, each, exact_names, first_rows, read_members, rows_of
 from wdstools.samples import split_name
 
 HEAD = b"\1\0\1"
@@ -45,8 +45,10 @@ def export(index: Index, options: Options) -> Written:
             )
         claim_file(path, "aistore", options.overwrite, url)
 
+    first = first_rows(index)
+
     def one(number: int) -> None:
-        rows = rows_of(index, number)
+        rows = rows_of(index, number, first)
         members = read_members(rows.url)
         exact_names(index, rows, members)
         batch.put(paths[number], encode(members, rows.url))

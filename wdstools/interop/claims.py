@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from wdstools import _core, build, urls
-from wdstools.errors import ShardError, StaleIndexError
+from wdstools.errors import ShardError, StaleIndexError, UrlError
 from wdstools.index import Index
 from wdstools.interop.foreign import Options, stale
 from wdstools.merge import Spool
@@ -98,7 +98,9 @@ def import_claims(path: str, claims: Sequence[Claim], options: Options) -> Impor
 
 def scan(claim: Claim, stores: Stores) -> tuple[Index, str]:
     """Index the shard of a claim from its headers. Returns how: "headers" of a local file, "ranges" or "whole"."""
-    if urls.scheme(claim.url) in ("file", "pipe"):
+    if urls.scheme(claim.url) == "pipe":
+        raise UrlError(f"{claim.url}: the output of a command is not looked for in an index")
+    if urls.scheme(claim.url) == "file":
         try:
             return build.index_shard(claim.url), "headers"
         except ShardError as error:

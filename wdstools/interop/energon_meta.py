@@ -20,7 +20,7 @@ from wdstools.interop import energon, foreign
 from wdstools.interop.claims import Claim, Field
 from wdstools.interop.detect import claim_file
 from wdstools.interop.foreign import Options, Written, stale, wrong
-from wdstools.interop.members import Rows, each, exact_names, read_members, rows_of
+from wdstools.interop.members import Rows, each, exact_names, first_rows, read_members, rows_of
 
 FOLDER = ".nv-meta"
 INFO, INDEX, UUID, SPLIT, DATASET = ".info.json", "index.sqlite", "index.uuid", "split.yaml", "dataset.yaml"
@@ -73,7 +73,8 @@ def export(index: Index, options: Options) -> Written:
         else:
             texts[name] = text
     with foreign.Batch() as batch:
-        parts = each(index, lambda number: _part(index, number), options.workers, options.progress)
+        first = first_rows(index)
+        parts = each(index, lambda number: _part(index, number, first), options.workers, options.progress)
         for path, data in zip(paths, _write_samples(batch.path(os.path.join(meta, INDEX)), parts), strict=True):
             batch.put(path, data)
         for name, text in texts.items():
@@ -104,8 +105,8 @@ def _check_keys(index: Index) -> None:
             raise UnsupportedError("no samples, and Energon takes no shard without", url)
 
 
-def _part(index: Index, number: int) -> _Part:
-    rows = rows_of(index, number)
+def _part(index: Index, number: int, first: list[int]) -> _Part:
+    rows = rows_of(index, number, first)
     members = read_members(rows.url)
     _, exts = exact_names(index, rows, members)
     sizes = np.diff(rows.start, append=np.uint64(members.end))

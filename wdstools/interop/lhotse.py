@@ -10,7 +10,7 @@ from wdstools.interop import foreign
 from wdstools.interop.claims import Claim
 from wdstools.interop.detect import claim_file
 from wdstools.interop.foreign import Options, Written, stale, wrong
-from wdstools.interop.members import Members, each, exact_names, read_members, rows_of
+from wdstools.interop.members import Members, each, exact_names, first_rows, read_members, rows_of
 
 
 def index_path(shard: str) -> str:
@@ -25,8 +25,10 @@ def export(index: Index, options: Options) -> Written:
     for path, url in zip(paths, index.shards.url, strict=True):
         claim_file(path, "lhotse", options.overwrite, url)
 
+    first = first_rows(index)
+
     def one(number: int) -> None:
-        rows = rows_of(index, number)
+        rows = rows_of(index, number, first)
         members = read_members(rows.url)
         exact_names(index, rows, members)
         batch.put(paths[number], encode(members, rows.url))

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import accumulate
 from os import cpu_count
 from typing import Any, NamedTuple, TypeVar
 
@@ -79,10 +80,14 @@ class Rows:
         return len(self.start)
 
 
-def rows_of(index: Index, number: int) -> Rows:
-    """Take the rows of a shard out of an index that was validated."""
-    first = sum(index.shards.nsamples[:number])
-    table = index.table.slice(first, index.shards.nsamples[number])
+def first_rows(index: Index) -> list[int]:
+    """Return the first row of every shard, with the end."""
+    return [0, *accumulate(index.shards.nsamples)]
+
+
+def rows_of(index: Index, number: int, first: list[int]) -> Rows:
+    """Take the rows of a shard out of an index that was validated. `first`: first_rows() of it."""
+    table = index.table.slice(first[number], first[number + 1] - first[number])
     ends, exts, before = [], [], 0
     places: list[list[Array]] = [[], [], []]
     for chunk in take_fields(table):

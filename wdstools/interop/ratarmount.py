@@ -19,7 +19,7 @@ from wdstools.interop import foreign
 from wdstools.interop.claims import Claim, Field, normal
 from wdstools.interop.detect import claim_file
 from wdstools.interop.foreign import Options, Written, wrong
-from wdstools.interop.members import Members, each, exact_names, read_members, rows_of
+from wdstools.interop.members import Members, each, exact_names, first_rows, read_members, rows_of
 from wdstools.samples import split_name
 
 SUFFIX = ".index.sqlite"
@@ -76,8 +76,10 @@ def export(index: Index, options: Options) -> Written:
             raise UrlError(f"{url}: ratarmount mounts local files")
         claim_file(path, "ratarmount", options.overwrite, url)
 
+    first = first_rows(index)
+
     def one(number: int) -> None:
-        rows = rows_of(index, number)
+        rows = rows_of(index, number, first)
         members = read_members(rows.url)
         exact_names(index, rows, members)
         _write(batch.path(paths[number]), urls.local_path(rows.url) or "", members)

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from wdstools import _core, urls
 from wdstools.build import Whole
-from wdstools.errors import WdsError
+from wdstools.errors import UrlError, WdsError
 from wdstools.index import Index
 from wdstools.interop import foreign
 from wdstools.interop.claims import Claim
@@ -37,6 +37,8 @@ def export(index: Index, options: Options) -> Written:
 
     def one(number: int) -> dict[str, Any]:
         url = index.shards.url[number]
+        if urls.scheme(url) == "pipe":
+            raise UrlError(f"{url}: commands that an index names are not run")
         digest, nbytes = md5(url)
         if nbytes != index.shards.nbytes[number]:
             foreign.stale(index.name, url, f"it has {nbytes} bytes, not {index.shards.nbytes[number]}")
