@@ -7,7 +7,7 @@ stale or hostile one can make an error, and never a sample.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
@@ -63,6 +63,13 @@ class Claim:
         return self.fields if self.fields is not None else list(chain.from_iterable(self.samples or ()))
 
 
+class Source(NamedTuple):
+    """The claim of a shard that is read when its turn has come. `read` is for any thread."""
+
+    url: str
+    read: Callable[[], Claim]
+
+
 @dataclass
 class Imported:
     """`index`: the one that was written; `ranges`, `headers`, `whole`: of how many shards ranges were read, headers in
@@ -74,15 +81,16 @@ class Imported:
     whole: int = 0
 
 
-def import_claims(path: str, claims: Sequence[Claim], options: Options) -> Imported:
+def import_claims(path: str, claims: Sequence[Claim | Source], options: Options) -> Imported:
     """Write the index `path` of the shards that claims are of, in their order. Raises IndexFileError, StaleIndexError,
     ShardError, StoreError; then nothing is written."""
     counts = {"ranges": 0, "headers": 0, "whole": 0}
     stores = Stores()
     with Spool(path) as spool:
 
-        def one(item: tuple[int, Claim]) -> str:
+        def one(item: tuple[int, Claim | Source]) -> str:
             number, claim = item
+            claim = claim.read() if isinstance(claim, Source) else claim
             index, how = scan(claim, stores)
             verify(claim, index)
             spool.put(number, index)

@@ -53,11 +53,10 @@ def export(index: Index, options: Options) -> Written:
 
     with foreign.Batch() as batch:
         versions = list(each(index, one, options.workers, options.progress))
-    for path, version in zip(paths, versions, strict=True):
-        if version == "v1.1":
-            written.notes.append(
-                f"{path}: v1.1, without names: a member's name has a space, at which DALI would cut it"
-            )
+    if old := [path for path, version in zip(paths, versions, strict=True) if version == "v1.1"]:
+        more = f" and {len(old) - 1} more" if len(old) > 1 else ""
+        why = "a member's name has a space, at which DALI would cut it"
+        written.notes.append(f"{old[0]}{more}: v1.1, without names: {why}")
     return written
 
 

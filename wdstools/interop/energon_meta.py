@@ -7,8 +7,9 @@ import json
 import os
 import sqlite3
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from wdstools import urls
 from wdstools.errors import DestinationError, UnsupportedError, UrlError
 from wdstools.index import Index
 from wdstools.interop import energon, foreign
-from wdstools.interop.claims import Claim, Field
+from wdstools.interop.claims import Claim, Field, Source
 from wdstools.interop.detect import claim_file
 from wdstools.interop.foreign import Options, Written, stale, wrong
 from wdstools.interop.members import Rows, each, exact_names, first_rows, read_members, rows_of
@@ -27,6 +28,7 @@ INFO, INDEX, UUID, SPLIT, DATASET = ".info.json", "index.sqlite", "index.uuid", 
 VERSION = "7.4.1"  # of megatron-energon, whose layout this is
 DATASET_TEXT = "__module__: megatron.energon\n__class__: CrudeWebdataset\n"
 
+TABLE_NAMES = ("samples", "sample_parts")
 TABLES = """
 CREATE TABLE samples (tar_file_id INTEGER NOT NULL, sample_key TEXT NOT NULL UNIQUE, sample_index INTEGER NOT NULL,
                       byte_offset INTEGER, byte_size INTEGER);
@@ -148,8 +150,9 @@ def _split(names: list[str]) -> str:
     return "\n".join(["split_parts:", "  train:", *lines, "  val: []", "  test: []", "exclude: []", ""])
 
 
-def read(folder: str) -> list[Claim]:
-    """Read a prepared folder (or its .nv-meta). Raises IndexFileError, NotFoundError, StaleIndexError."""
+def read(folder: str) -> list[Source]:
+    """Read the shard table of a prepared folder (or of its .nv-meta); the rest is read shard by shard. Raises
+    IndexFileError, NotFoundError; reading a shard also StaleIndexError."""
     root = os.path.dirname(folder.rstrip("/")) if os.path.basename(folder.rstrip("/")) == FOLDER else folder
     path = os.path.join(root, FOLDER, INFO)
     try:
@@ -164,31 +167,42 @@ def read(folder: str) -> list[Claim]:
             shards.append(urls.join(root, name))
         except UrlError as error:
             wrong(path, error)
-    claims = [energon.read(energon.index_path(shard), shard) for shard in shards]
-    for claim, count in zip(claims, counts.values(), strict=True):
-        claim.nsamples = count
-    database = os.path.join(root, FOLDER, INDEX)
-    if os.path.exists(database):
-        _add_samples(database, claims)
-    return claims
+    database: str | None = os.path.join(root, FOLDER, INDEX)
+    if database is not None and not os.path.exists(database):
+        database = None
+    if database is not None:
+        _check_numbers(database, len(shards))
+    each = enumerate(zip(shards, counts.values(), strict=True))
+    return [Source(shard, partial(_read_shard, database, i, shard, count)) for i, (shard, count) in each]
 
 
-def _add_samples(path: str, claims: Sequence[Claim]) -> None:
-    """Put what the SQLite file has into the claims, which must have the same."""
-    with foreign.sqlite(path, ("samples", "sample_parts")) as database:
-        for number, claim in enumerate(claims):
-            rows = database.execute(
-                "SELECT sample_key, sample_index, byte_offset, byte_size FROM samples WHERE tar_file_id = ? "
-                "ORDER BY sample_index LIMIT ?",
-                (number, len(claim.starts or ()) + 1),
-            ).fetchall()
-            _check_samples(path, claim, rows)
-            claim.samples = _fields(path, database, number, len(rows))
-            for key, sample in zip((row[0] for row in rows), claim.samples, strict=True):
-                sample[:] = [field._replace(key=key) for field in sample]
-        extra = database.execute("SELECT count(*) FROM samples WHERE tar_file_id >= ?", (len(claims),)).fetchone()[0]
+def _read_shard(database: str | None, number: int, shard: str, count: int) -> Claim:
+    claim = energon.read(energon.index_path(shard), shard)
+    claim.nsamples = count
+    if database is not None:
+        _add_samples(database, number, claim)
+    return claim
+
+
+def _check_numbers(path: str, shards: int) -> None:
+    with foreign.sqlite(path, TABLE_NAMES) as database:
+        extra = database.execute("SELECT count(*) FROM samples WHERE tar_file_id >= ?", (shards,)).fetchone()[0]
         if extra:
             wrong(path, f"{extra} samples of shards that {INFO} does not have")
+
+
+def _add_samples(path: str, number: int, claim: Claim) -> None:
+    """Put what the SQLite file has of a shard into its claim, which must have the same."""
+    with foreign.sqlite(path, TABLE_NAMES) as database:
+        rows = database.execute(
+            "SELECT sample_key, sample_index, byte_offset, byte_size FROM samples WHERE tar_file_id = ? "
+            "ORDER BY sample_index LIMIT ?",
+            (number, len(claim.starts or ()) + 1),
+        ).fetchall()
+        _check_samples(path, claim, rows)
+        claim.samples = _fields(path, database, number, len(rows))
+    for key, sample in zip((row[0] for row in rows), claim.samples, strict=True):
+        sample[:] = [field._replace(key=key) for field in sample]
 
 
 def _check_samples(path: str, claim: Claim, rows: list[tuple[Any, ...]]) -> None:

@@ -13,7 +13,7 @@ from typing import NoReturn
 from urllib.parse import quote
 
 from wdstools import urls
-from wdstools.errors import DestinationError, IndexFileError, NotFoundError, StaleIndexError, StoreError, UrlError
+from wdstools.errors import DestinationError, IndexFileError, NotFoundError, StaleIndexError, UrlError
 from wdstools.storage import open_source
 
 SYNCS = 16  # files that are waited for at a time
@@ -196,17 +196,3 @@ def sqlite(path: str, tables: Sequence[str] = ()) -> Iterator[sqlite3.Connection
             database.close()
     except (sqlite3.Error, OverflowError) as error:
         wrong(path, f"not an index: {error}")
-
-
-def exists(path: str) -> bool:
-    """Whether something is there to be read."""
-    local = urls.local_path(path)
-    if local is not None:
-        return os.path.exists(local)
-    try:
-        with open_source(path, raw=True):
-            return True
-    except NotFoundError:
-        return False
-    except StoreError:
-        raise

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from wdstools import sets, urls
 from wdstools.errors import NotFoundError, UrlError
 from wdstools.index import Index
-from wdstools.interop import aistore, dali, energon, energon_meta, foreign, lhotse, parquet, ratarmount, wids
-from wdstools.interop.claims import Claim
+from wdstools.interop import aistore, dali, energon, energon_meta, lhotse, parquet, ratarmount, wids
+from wdstools.interop.claims import Claim, Source
 from wdstools.interop.foreign import Options, Written
 
 
@@ -21,7 +22,7 @@ class Format(NamedTuple):
     export: Callable[[Index, Options], Written]
     index_path: Callable[[str], str] | None = None
     read_shard: Callable[[str, str], Claim] | None = None
-    read_set: Callable[[str], list[Claim]] | None = None
+    read_set: Callable[[str], Sequence[Claim | Source]] | None = None
     tells: bool = True
 
 
@@ -36,30 +37,38 @@ FORMATS = {
 }
 
 
-def read_claims(format: str, sources: Sequence[str], folder: str | None = None) -> list[Claim]:
-    """Read what a format has of a set: of shards, whose indexes lie beside them or in `folder`, or its own file or
-    folder. Raises IndexFileError, NotFoundError, StaleIndexError."""
+def claim_sources(format: str, names: Sequence[str], folder: str | None = None) -> list[Claim | Source]:
+    """Return what a format has of a set: of shards, whose indexes lie beside them or in `folder`, and are read later;
+    or of its own file or folder. Raises IndexFileError, NotFoundError."""
     one = FORMATS[format]
-    if one.read_set is not None and (one.read_shard is None or (folder is None and _is_set(sources))):
-        return [claim for source in sources for claim in one.read_set(_set_path(format, source))]
+    if one.read_set is not None and (one.read_shard is None or (folder is None and _is_set(names))):
+        return [claim for name in names for claim in one.read_set(_set_path(format, name))]
     if one.read_shard is None or one.index_path is None:
         raise UrlError(f"{format} has no index of a shard")
-    claims = []
-    for shard in sets.list_shards(sources, compressed=False):
-        name = one.index_path(shard)
-        path = os.path.join(folder, urls.basename(name)) if folder is not None else name
-        if not foreign.exists(path):
+    found: list[Claim | Source] = []
+    for shard in sets.list_shards(names, compressed=False):
+        path = one.index_path(shard)
+        if folder is not None:
+            path = os.path.join(folder, urls.basename(path))
+        local = urls.local_path(path)
+        if local is not None and not os.path.exists(local):
             raise NotFoundError(f"{path}: no such index; it would be that of {shard}")
-        claims.append(one.read_shard(path, shard))
-    return claims
+        found.append(Source(shard, partial(one.read_shard, path, shard)))
+    return found
 
 
-def _is_set(sources: Sequence[str]) -> bool:
+def read_claims(format: str, names: Sequence[str], folder: str | None = None) -> list[Claim]:
+    """Read all that claim_sources() returns. Raises StaleIndexError too."""
+    found = claim_sources(format, names, folder)
+    return [claim.read() if isinstance(claim, Source) else claim for claim in found]
+
+
+def _is_set(names: Sequence[str]) -> bool:
     """Whether these are folders that Energon has prepared."""
     return all(
-        os.path.basename(source.rstrip("/")) == energon_meta.FOLDER
-        or os.path.isdir(os.path.join(source, energon_meta.FOLDER))
-        for source in sources
+        os.path.basename(name.rstrip("/")) == energon_meta.FOLDER
+        or os.path.isdir(os.path.join(name, energon_meta.FOLDER))
+        for name in names
     )
 
 

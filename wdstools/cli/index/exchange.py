@@ -121,11 +121,11 @@ def import_(
     from wdstools.interop.claims import import_claims
     from wdstools.interop.foreign import Options
     from wdstools.interop.formats import FORMATS as ALL
-    from wdstools.interop.formats import read_claims
+    from wdstools.interop.formats import claim_sources
 
     if output is not None and not output.endswith(SUFFIX):
         raise click.BadParameter(f"{output!r}: the name of an index ends with {SUFFIX}")
-    claims = read_claims(format, sources, indexes)
+    claims = claim_sources(format, sources, indexes)
     if not claims:
         raise NotFoundError(f"{' '.join(sources)}: describes no shards")
     path = output or urls.index_name([urls.escape(claim.url) for claim in claims])
