@@ -70,6 +70,8 @@ static PyMethodDef core_methods[] = {
      "scan(source, url): walk a whole tar; a dict of the columns of its index, as bytes of native u64 (codes: u32)"},
     {"members", (PyCFunction)(void (*)(void))core_members, METH_VARARGS | METH_KEYWORDS,
      "members(source, url): walk a whole tar; a dict of the columns of its members, as bytes of native u64"},
+    {"survey", core_survey, METH_VARARGS,
+     "survey(source): every member of a tar that may be damaged, and what lies between them; a dict of columns"},
     {"split_name", core_split, METH_O, "split_name(name): (key, field) of a member name, or None"},
     {"hash_key", core_hash, METH_VARARGS, "hash_key(bytes, seed=0): XXH64"},
     {"bring_in", core_bring_in, METH_VARARGS,

@@ -82,10 +82,22 @@ int builder_visit(builder *m, visitproc visit, void *arg);
 int builder_member(builder *m, const tar_member *member, PyObject **ext, bool *fresh, PyObject **done);
 int builder_put(builder *m, PyObject *ext, PyObject *value, uint64_t header); /* steals value */
 
-/* py_scan.c */
+/* py_scan.c: a bio for reading headers: a window where the file can be read anywhere, else the blocks of a py_source. */
+typedef struct {
+  bio b;
+  py_source source;
+  file_window window;
+  bool sequential, opened;
+} header_source;
+int headers_open(header_source *h, core_state *st, PyObject *source); /* -1: exception */
+bio *headers_bio(header_source *h);
+void headers_close(header_source *h);
 PyObject *columns_to_dict(const columns *c);
 PyObject *core_scan(PyObject *module, PyObject *args, PyObject *kwargs);
 PyObject *core_members(PyObject *module, PyObject *args, PyObject *kwargs);
+
+/* py_survey.c */
+PyObject *core_survey(PyObject *module, PyObject *args);
 
 /* py_turn.c */
 PyObject *core_bring_in(PyObject *module, PyObject *args);

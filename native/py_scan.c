@@ -8,14 +8,6 @@
 #include <string.h>
 #include <sys/stat.h>
 
-/* A bio for reading headers: a window where the file can be read anywhere, else the blocks of a py_source. */
-typedef struct {
-  bio b;
-  py_source source;
-  file_window window;
-  bool sequential, opened;
-} header_source;
-
 static int window_more_unlocked(bio *b) {
   int error;
   Py_BEGIN_ALLOW_THREADS
@@ -24,7 +16,7 @@ static int window_more_unlocked(bio *b) {
   return error;
 }
 
-static int headers_open(header_source *h, core_state *st, PyObject *source) {
+int headers_open(header_source *h, core_state *st, PyObject *source) {
   struct stat about;
   int fd = PyLong_Check(source) ? PyObject_AsFileDescriptor(source) : -1;
   if (fd < 0 && PyErr_Occurred()) return -1;
@@ -39,9 +31,9 @@ static int headers_open(header_source *h, core_state *st, PyObject *source) {
   return 0;
 }
 
-static bio *headers_bio(header_source *h) { return h->sequential ? &h->source.b : &h->b; }
+bio *headers_bio(header_source *h) { return h->sequential ? &h->source.b : &h->b; }
 
-static void headers_close(header_source *h) {
+void headers_close(header_source *h) {
   if (!h->opened) return;
   h->opened = false;
   if (h->sequential) source_close(&h->source);

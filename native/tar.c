@@ -1,7 +1,6 @@
 #include "tar.h"
 
 #include <assert.h>
-#include <stdbool.h>
 #include <string.h>
 #ifdef __SSE2__
 #include <emmintrin.h>
@@ -97,6 +96,12 @@ static bool checksum_ok(const tar_header *h) {
   for (size_t i = 0; i < TAR_BLOCK; i++)
     if (i - offsetof(tar_header, chksum) >= sizeof h->chksum) high += block[i] >> 7;
   return want == (uint64_t)sum - 256u * (uint64_t)high;
+}
+
+bool tar_is_header(const unsigned char *block, char *type, uint64_t *size) {
+  const tar_header *h = (const tar_header *)(const void *)block;
+  *type = h->typeflag;
+  return checksum_ok(h) && parse_number(h->size, sizeof h->size, size);
 }
 
 static tar_status fail(tar_walker *w, uint64_t at, const char *reason) {

@@ -17,6 +17,7 @@
 #ifndef WDS_TAR_H
 #define WDS_TAR_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -55,6 +56,9 @@ typedef struct {
  * TAR_MEMBER: m is filled and w->pos is m->next.  TAR_MORE: call again with at least w->need bytes; at the end
  * of the data this means that the tar is truncated.  TAR_END: two zero blocks; w->pos is behind them. */
 tar_status tar_next(tar_walker *w, const unsigned char *buf, size_t n, tar_member *m);
+
+/* Whether a block has the checksum of a header and a size; *type is its typeflag. */
+bool tar_is_header(const unsigned char *block, char *type, uint64_t *size);
 
 /* Number of leading zero bytes in buf[0, n). What follows the end marker must be zero. */
 size_t tar_zeros(const unsigned char *buf, size_t n);

@@ -357,32 +357,40 @@ def test_check(call: Call, indexed: Path) -> None:
         done = call("check", target)
         assert (done.code, done.out, done.err) == (0, b"", b"wds-index: 3 shards, 6 samples: no problems\n")
     touch(indexed / "t-000000.tar")
-    assert call("check", "out").code == 0
+    done = call("check", "out")
+    assert (done.code, done.err) == (0, b"wds-index: 3 shards, 6 samples: no problems, 1 warning\n")
+    assert call("check", "out", "--strict").code == 1
     os.truncate(indexed / "t-000001.tar", 700)
     os.unlink(indexed / "t-000002.tar")
     write_shards(indexed, [labelled(["1"])], "t-%06d.tar", first=3)
     done = call("check", "out")
     assert done.code == 1
-    assert [line.partition(": ")[2] for line in sorted(done.lines)] == [
-        "truncated in a member at byte 700",
-        "No such file or directory",
-        "is not in the index out/t.wdsindex",
+    where = f"{indexed}/t-00000"
+    assert done.lines == [
+        "error    index        out/t-000003.tar: is not in the index out/t.wdsindex; "
+        "fix: wds-index build out/t-000003.tar",
+        f"error    truncated    {where}1.tar: truncated in a member at byte 700; "
+        f"fix: wds-index repair {where}1.tar OUT",
+        f"error    unreadable   {where}2.tar: No such file or directory; fix: make it readable, or leave it out",
+        f"warning  index-older  {where}0.tar: changed after it was indexed: the headers are as they were, what is in "
+        f"the payloads is not known; fix: wds-index build {where}0.tar",
     ]
-    assert done.err == b"wds-index: 3 shards, 6 samples: 3 problems\n"
+    assert done.err == b"wds-index: 4 shards, 6 samples: 3 problems, 1 warning\n"
     told = json.loads(call("check", "out", "--json").out)
-    assert (told["indexes"], told["shards"], len(told["problems"])) == (["out/t.wdsindex"], 3, 3)
+    assert (told["indexes"], told["shards"], told["errors"], told["warnings"]) == (["out/t.wdsindex"], 4, 3, 1)
     assert {problem["index"] for problem in told["problems"]} == {"out/t.wdsindex"}
 
 
 def test_check_of_a_folder_checks_all_that_is_there(call: Call, indexed: Path) -> None:
     write_shards(indexed, [labelled(["1"])], "val-%d.tar")
     done = call("check", "out")
-    assert (done.code, done.lines) == (1, ["out/val-0.tar: no index"])
+    fix = "fix: wds-index build out/val-0.tar"
+    assert (done.code, done.lines) == (1, [f"error  index  out/val-0.tar: no index; {fix}"])
     call("build", "out")
     (indexed / "broken.wdsindex").write_bytes(b"x")
     done = call("check", "out")
     assert done.code == 1
-    assert [line.partition(": ")[2][:12] for line in done.lines] == ["not an index"]
+    assert ["not an index" in line for line in done.lines] == [True]
     assert done.err == b"wds-index: 4 shards, 7 samples: 1 problem\n"
 
 

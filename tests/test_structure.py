@@ -25,6 +25,8 @@ ROOMS = [
     ["build", "reader", "sets", "views"],
     ["writer", "dataset", "summary", "interop"],
     ["convert"],
+    ["writer", "dataset", "summary"],
+    ["convert", "doctor"],
     ["loader", "compat", "serve"],
     ["cli", "lightning"],
 ]

@@ -221,7 +221,8 @@ def add_lifted(index: Index, fd: int, lift: Lift) -> Index:
     return Index(table, index.shards, index.path)
 
 
-def _unsorted_hashes(index: Index) -> np.ndarray[Any, np.dtype[np.uint64]]:
+def unsorted_hashes(index: Index) -> np.ndarray[Any, np.dtype[np.uint64]]:
+    """Return the hash of the key of every row."""
     hashes = np.empty(len(index), np.uint64)
     hashes[index.table.column("_row").to_numpy()] = index.table.column("_hash").to_numpy()
     return hashes
@@ -237,7 +238,7 @@ class _Known:
         self.lacking = [name for name in lift if name not in self.kept]
         self.number = {canonical(url): i for i, url in enumerate(index.shards.url)}
         self.first = np.cumsum([0, *index.shards.nsamples]).tolist()
-        self.hashes = _unsorted_hashes(index)
+        self.hashes = unsorted_hashes(index)
 
     def unchanged(self, url: str) -> Index | None:
         number, path = self.number.get(canonical(url)), urls.local_path(url)
@@ -289,7 +290,7 @@ def check(
     except IndexFileError as error:
         return [error]
     ends = np.cumsum([0, *index.shards.nsamples])
-    hashes = _unsorted_hashes(index)
+    hashes = unsorted_hashes(index)
 
     def one(number: int) -> WdsError | None:
         url = index.shards.url[number]
@@ -298,7 +299,7 @@ def check(
             if urls.scheme(url) == "pipe" and not run_pipes:
                 raise UrlError(f"{url}: not checked: commands that an index names are not run unless asked")
             found = index_shard(url)
-            reason = _difference(index, number, rows, hashes[rows], found)
+            reason = difference(index, number, rows, hashes[rows], found)
         except WdsError as error:
             return error
         finally:
@@ -317,14 +318,16 @@ def verify(index: Index, number: int, columns: _core.Columns) -> None:
     url, end = index.shards.url[number], sum(index.shards.nsamples[: number + 1])
     rows = slice(end - index.shards.nsamples[number], end)
     found = from_columns(columns, url)
-    reason = _difference(index, number, rows, _unsorted_hashes(found), found)
+    reason = difference(index, number, rows, unsorted_hashes(found), found)
     if reason:
         raise StaleIndexError(f"{index.name}: {url}: {reason}")
 
 
-def _difference(
+def difference(
     index: Index, number: int, rows: slice, hashes: np.ndarray[Any, np.dtype[np.uint64]], found: Index
 ) -> str | None:
+    """Return the first thing that an index says of a shard and that is not so, or None. `rows`: of the shard; `hashes`:
+    what the index has for them; `found`: the index of the shard as it is."""
     mine, s = index.table.slice(rows.start, rows.stop - rows.start), index.shards
     if s.nbytes[number] != found.shards.nbytes[0]:
         return f"{found.shards.nbytes[0]} bytes, where the index has {s.nbytes[number]}"
@@ -338,7 +341,7 @@ def _difference(
             if a != b:
                 row = next(i for i, (x, y) in enumerate(zip(a, b, strict=True)) if x != y)
                 return f"sample {begin + row}: {name} is {b[row]!r}, where the index has {a[row]!r}"
-    wrong = np.flatnonzero(hashes != _unsorted_hashes(found))
+    wrong = np.flatnonzero(hashes != unsorted_hashes(found))
     if len(wrong):
         return f"sample {wrong[0]}: its hash is not that of its key"
     return None

@@ -1,4 +1,4 @@
-"""`wds-index build`, `check` and `merge`: what writes indexes, and what tells whether they are right."""
+"""`wds-index build` and `merge`: what writes indexes."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from wdstools.cli.common import emit, emit_json, progress, say, split_commas, talk
-from wdstools.errors import DestinationError, IndexFileError, NotFoundError, UrlError
+from wdstools.cli.common import emit, emit_json, progress, split_commas, talk
+from wdstools.errors import DestinationError, IndexFileError, UrlError
 
 if TYPE_CHECKING:
     from wdstools.index import Index
@@ -145,77 +145,6 @@ def _build(
         "path": job.index, "shards": len(index.shards), "samples": len(index), "reused": built.reused,
         "columns": lift, "empty": empty, "written": built.written,
     }  # fmt: skip
-
-
-@click.command(
-    epilog="""\b
-Examples:
-  $ wds-index check out
-  $ wds-index check out/train.wdsindex --json | jq -r '.problems[].message'"""
-)
-@click.argument("target")
-@click.option("--workers", type=click.IntRange(1), metavar="N", help="Default: the number of cores.")
-@click.option("--run-pipes", is_flag=True, help="Run the commands of pipe: shards, which the index names.")
-@click.option("--json", "as_json", is_flag=True, help="Print the indexes, counts and problems as JSON.")
-def check(target: str, workers: int | None, run_pipes: bool, as_json: bool) -> int:
-    """Compare the index of TARGET with the headers of its shards. Prints a line a problem; exit status 1 if any.
-
-    TARGET: an index, a folder (all indexes in it) or shards. Shards are read as a stream would read them, so a
-    truncated or malformed one is a problem too. Payloads are not read.
-    """
-    from wdstools import build as library
-    from wdstools import sets
-
-    paths, problems = _indexes(target)
-    shards = samples = 0
-    for path in paths:
-        index, state = sets.load_index(path)
-        if index is None:
-            problems.append({"index": path, "message": state.reason or f"{path}: no such index"})
-            continue
-        with progress(len(index.shards), "shards", "check") as bar:
-
-            def step(nbytes: int, bar: Any = bar) -> None:
-                bar.update(1)
-
-            found = library.check(index, workers=workers, run_pipes=run_pipes, progress=step)
-        problems += [{"index": path, "message": say(error)} for error in found]
-        shards, samples = shards + len(index.shards), samples + len(index)
-    if as_json:
-        emit_json({"indexes": paths, "shards": shards, "samples": samples, "problems": problems})
-    else:
-        emit(problem["message"].replace("\n", " ") for problem in problems)
-        talk(f"{shards:,} shards, {samples:,} samples: {len(problems) or 'no'} problem{'s' * (len(problems) != 1)}")
-    return 1 if problems else 0
-
-
-def _indexes(target: str) -> tuple[list[str], list[dict[str, str]]]:
-    """The indexes that a target has, and the problems that show before one is read."""
-    from wdstools import sets
-
-    if target.endswith(SUFFIX):
-        return [target], []
-    folder = os.path.isdir(target)
-    found = [os.path.join(target, n) for n in sorted(os.listdir(target)) if n.endswith(SUFFIX)] if folder else []
-    problems = []
-    try:
-        shards = sets.list_shards([target], compressed=False)
-    except NotFoundError:
-        if not found:
-            raise
-        shards = []
-    for one in sets.shard_sets(shards):
-        index, state = sets.load_index(one.index)
-        if index is None and not state.reason:
-            if len(found) == 0 and not folder:
-                raise NotFoundError(f"{one.index}: no such index; `wds-index build` makes one")
-            problems += [{"index": one.index, "message": f"{' '.join(one.patterns)}: no index"}]
-            continue
-        if one.index not in found:
-            found.append(one.index)
-        new = sets.state(index, one.shards).new if index is not None else []
-        problems += [{"index": one.index, "message": f"{url}: is not in the index {one.index}"} for url in new]
-    return found, problems
 
 
 @click.command(
