@@ -429,8 +429,10 @@ static int at_damage(surveyor *z, uint64_t *pos, int *error, uint64_t at, const 
   if (inside) return inside;
   if ((*error = bar_behind(z, at)) || (*error = search(z, from + 1, &found))) return -1;
   uint64_t stop = found == NOWHERE ? z->v.end : found;
-  bool good = mark(z, MARK_DAMAGE, from, at, stop, reason);
-  if (good && found == NOWHERE) good = mark(z, MARK_TRUNCATED, stop, stop, stop, "no end-of-archive marker");
+  bool good = mark(z, MARK_DAMAGE, from, at, stop, reason), ended = false;
+  if (found == NOWHERE && z->v.b->random && stop - from > 2 * TAR_BLOCK) *error = is_tail(z, stop - 2 * TAR_BLOCK, &ended);
+  if (*error) return -1;
+  if (good && found == NOWHERE && !ended) good = mark(z, MARK_TRUNCATED, stop, stop, stop, "no end-of-archive marker");
   if (!good) *error = ENOMEM;
   *pos = found;
   return *error ? -1 : found != NOWHERE;

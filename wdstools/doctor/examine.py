@@ -72,6 +72,8 @@ def _mark(survey: Survey, mark: Mark, number: int) -> Iterator[Problem]:
             reason = f"truncated: {before.reason if before.reason == 'truncated in a header' else reason}"
         yield Problem("truncated", url, reason if reason.startswith(("trunc", "empty")) else f"truncated: {reason}",
                       mark.at)  # fmt: skip
+    elif mark.kind == END and goes_on and not survey.is_marker(number):
+        yield Problem("zeros", url, "zeros between members", mark.at, lost, detail=detail)
     elif mark.kind == END and goes_on:
         follows = survey.marks[number + 1] if number + 1 < len(survey.marks) else None
         at = follows.end if follows and follows.kind == TRAILING and follows.start == mark.end else mark.end
@@ -85,6 +87,7 @@ def _payloads(survey: Survey) -> Iterator[Problem]:
         (LITTER, "padding", "the padding is not zero"),
     ):
         hits = np.flatnonzero((survey.flags & flag != 0) & (survey.flags & CUT == 0))
+        kind = "padding" if survey.is_dirty else kind
         if len(hits):
             first = int(hits[0])
             more = f" and {len(hits) - 1:,} others" if len(hits) > 1 else ""

@@ -33,7 +33,7 @@ KINDS = {
     "empty": ("warning", "look at the files that they came from"),
     "pax": ("warning", REPAIR),
     "padding": ("warning", REPAIR),
-    "size": ("warning", REPAIR),
+    "size": ("error", REPAIR),
     "index-older": ("warning", BUILD),
     "no-checksum": ("warning", "write the index with checksums"),
 }

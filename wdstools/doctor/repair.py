@@ -74,7 +74,7 @@ def repair(
     which of samples with one key, or under which key both. `progress` is called twice a shard.
 
     Raises SourceError for duplicate keys without `keep` and shards of one name, DestinationError, StoreError,
-    ChangedError where a shard changes meanwhile; ShardError where nothing can be saved.
+    ChangedError where a shard changes meanwhile.
     """
     if keep is not None and keep not in KEEP:
         raise ValueError(f"keep={keep!r} is not first, last or rename")
@@ -93,9 +93,6 @@ def repair(
         for number, url in enumerate(shards):
             job.write(number, url, os.path.join(temporary, names[number]))
             progress(1)
-        if not job.done.shards:
-            first = job.done.lost[0].reason if job.done.lost else "it has no samples"
-            raise ShardError(f"nothing can be saved: {first}", shards[0])
         job.finish(temporary, out)
         with contextlib.suppress(FileNotFoundError):
             os.rmdir(out)  # if it is empty
@@ -146,7 +143,7 @@ def _check_destination(out: str, shards: Sequence[str], names: Sequence[str]) ->
 
 
 class _Job:
-    """One repair. All shards are looked at first: others tell whether a sample is whole, and whether it is there twice."""
+    """One repair. All shards are looked at first: others tell whether a sample is whole, or there twice."""
 
     def __init__(self, keep: str | None, partial: bool, folder: str) -> None:
         self.keep, self.partial, self.folder = keep, partial, folder

@@ -30,7 +30,6 @@ from wdstools.samples import split_name
 
 Array = np.ndarray[Any, Any]
 
-HARD = (DAMAGE, SHIFT, ZEROS, TRUNCATED, TRAILING)  # marks beside which members may have been lost
 LOOKED_INTO = 1000  # payloads that are looked into for tars
 ZERO_RUN = 16  # bytes at the end of a payload that tell nothing if they are zero, as is what follows
 REASONS = {
@@ -58,7 +57,8 @@ class Sample:
 @dataclass(frozen=True)
 class Hole:
     """Bytes [start, end) that are no members. `before`, `after`: the members beside it, or None; `name`: of the member
-    whose header was there, as far as it can be read; `hard`: whether members may have been lost in it."""
+    whose header was there, as far as it can be read; `hard`: whether members may have been lost in it; `sure`: it is
+    the end of an archive beyond doubt."""
 
     start: int
     end: int
@@ -67,6 +67,7 @@ class Hole:
     name: str | None
     hard: bool
     reason: str
+    sure: bool = False
 
 
 @dataclass
@@ -77,7 +78,7 @@ class Salvage:
     samples: list[Sample]
     holes: list[Hole]
     others: list[int]
-    edges: dict[int, Hole]  # id(sample) -> a hole beside it
+    edges: dict[int, list[Hole]]  # id(sample) -> the holes beside it
 
     def sets(self) -> dict[frozenset[str], int]:
         """How many samples that stand beside no hole have each set of fields."""
@@ -91,56 +92,83 @@ class Salvage:
 
 def salvage(survey: Survey, fd: int) -> Salvage:
     """Sort the members of a shard, which `fd` reads, into samples. judge() then says which are whole."""
-    holes = list(_holes(survey, fd))
+    holes = [*_holes(survey, fd), *_torn(survey)]
     bad = _bad_members(survey, holes, fd)
     samples = list(_assemble(survey, bad))
     of_member = {member: sample for sample in samples for member in sample.members}
-    edges: dict[int, Hole] = {}
+    edges: dict[int, list[Hole]] = {}
     fields = survey.fields
     for hole in holes:
         at = int(np.searchsorted(fields, len(survey) if hole.after is None else hole.after))
         for place in (at - 1, at):  # the fields beside it; what is no field does not matter
             if 0 <= place < len(fields):
                 sample = of_member[int(fields[place])]
-                if id(sample) not in edges or hole.hard:
-                    edges[id(sample)] = hole
-                _read_name(sample, hole, place < at)
+                if place >= at or not _is_closed(sample, hole):
+                    edges.setdefault(id(sample), []).append(hole)
     regular = np.flatnonzero((survey.types == ord("f")) & (survey.codes == NONE)).tolist()
     return Salvage(survey, samples, holes, [member for member in regular if member not in bad], edges)
 
 
 def judge(saved: Salvage, sets: dict[frozenset[str], int]) -> None:
     """Say of the samples beside holes whether they are whole. `sets`: of fields, that samples of all shards have."""
-    known = sets or {frozenset(sample.fields): 1 for sample in saved.samples}
+    known = sets or {frozenset(sample.fields): 1 for sample in saved.samples if len(saved.samples) > 1}
+    _doubt_payloads(saved, known)
     for sample in saved.samples:
-        hole = saved.edges.get(id(sample))
-        if hole is None or sample.why or sample.bad or _is_bounded(sample, hole):
+        for hole in saved.edges.get(id(sample), ()):
+            if not (sample.why or sample.bad or _is_bounded(hole)):
+                sample.why = _why_not_whole(sample, hole, known)
+
+
+def _why_not_whole(sample: Sample, hole: Hole, known: dict[frozenset[str], int]) -> str | None:
+    fields = frozenset(sample.fields)
+    larger = [other for other in known if other > fields]
+    if larger and (hole.hard or fields not in known):
+        lacks = ", ".join(sorted(max(larger, key=lambda other: known[other]) - fields))
+        return f"it may have lost members in the damage beside it, at byte {hole.start} (others have {lacks})"
+    if hole.hard and fields not in known:
+        return f"it may have lost members in the damage beside it, at byte {hole.start}: none has its fields"
+    return None
+
+
+def _doubt_payloads(saved: Salvage, known: dict[frozenset[str], int]) -> None:
+    """Where no member seems to be lost in a hole, nor would a sample have room in it, bytes were put in: most
+    likely into the payload before it, which shows in its padding, if it has any."""
+    survey = saved.survey
+    of_member = {member: sample for sample in saved.samples for member in sample.members}
+    spans = [
+        int(survey.ends[sample.members[-1]] - survey.starts[sample.members[0]])
+        for sample in saved.samples
+        if id(sample) not in saved.edges and not sample.bad
+    ]
+    for hole in saved.holes:
+        if hole.before is None or not hole.hard or hole.before not in of_member:
             continue
-        fields = frozenset(sample.fields)
-        larger = [other for other in known if other > fields]
-        if larger and (hole.hard or fields not in known):
-            lacks = ", ".join(sorted(max(larger, key=lambda other: known[other]) - fields))
-            sample.why = f"it may have lost members in the damage beside it, at byte {hole.start} (others have {lacks})"
-        elif hole.hard and fields not in known:
-            sample.why = f"it may have lost members in the damage beside it, at byte {hole.start}: none has its fields"
+        before = of_member[hole.before]
+        beside = [before] if hole.after is None else [before, of_member.get(hole.after, before)]
+        whole = all(
+            frozenset(sample.fields) in known and not any(other > sample.fields for other in known) for sample in beside
+        )
+        if not whole or hole.name or hole.start != int(survey.ends[hole.before]):
+            continue
+        if survey.sizes[hole.before] % BLOCK == 0 and hole.end - hole.start < min(spans, default=0):
+            reason = f"bytes were put in, in it or behind it, before byte {hole.end}"
+            before.bad.setdefault(hole.before, reason)
 
 
-def _is_bounded(sample: Sample, hole: Hole) -> bool:
+def _is_bounded(hole: Hole) -> bool:
     """No header fits in there."""
-    return hole.before is not None and hole.after is not None and hole.end - hole.start < BLOCK
+    return hole.before is not None and hole.after is not None and 0 < hole.end - hole.start < BLOCK
 
 
-def _read_name(sample: Sample, hole: Hole, before: bool) -> None:
-    """What can still be read of the header behind a sample tells whether its next member is lost."""
-    if not before or hole.name is None:
-        return
-    split = split_name(hole.name)
-    if (
-        split is not None
-        and split[0].encode("utf-8", "surrogateescape") == sample.key
-        and split[1] not in sample.fields
-    ):
+def _is_closed(sample: Sample, hole: Hole) -> bool:
+    """Whether what can still be read of the header behind a sample is that of another one: it ends there, then."""
+    split = split_name(hole.name) if hole.name is not None else None
+    if split is None:
+        return False
+    same = split[0].encode("utf-8", "surrogateescape") == sample.key
+    if same and split[1] not in sample.fields:
         sample.why = f"its member {hole.name!r} is lost in the damage at byte {hole.start}"
+    return not same
 
 
 def _holes(survey: Survey, fd: int) -> Iterator[Hole]:
@@ -148,18 +176,29 @@ def _holes(survey: Survey, fd: int) -> Iterator[Hole]:
         after = mark.before if mark.before < len(survey) else None
         before = mark.before - 1 if mark.before else None
         follows = survey.marks[number + 1] if number + 1 < len(survey.marks) else None
-        if mark.kind == END and (follows is None or follows.kind != TRAILING or follows.start != mark.end):
-            if after is not None:
-                yield Hole(mark.start, mark.end, before, after, None, False, "an end-of-archive marker")
-        elif mark.kind == END:
-            continue  # what trails it is the hole
-        elif mark.kind == TRAILING and after is None:
-            continue  # garbage behind the last member
+        if mark.kind == TRAILING or (mark.kind == END and after is None):
+            continue  # garbage behind the last member, or a part of the hole that the zeros before it begin
+        if mark.kind == END:
+            trailed = follows is not None and follows.kind == TRAILING and follows.start == mark.end
+            end = follows.end if trailed and follows else mark.end
+            hard = trailed or not survey.is_marker(number)
+            reason = "zeros" if hard else "an end-of-archive marker"
+            sure = not hard and mark.end - mark.start > 2 * BLOCK
+            yield Hole(mark.start, end, before, after, None, hard, reason, sure)
         elif mark.kind == TRUNCATED and number and survey.marks[number - 1].end == mark.start:
             continue  # the hole reaches to the end
         else:
             name = _legible(fd, mark.start, min(mark.end, survey.nbytes)) if mark.kind == DAMAGE else None
-            yield Hole(mark.start, mark.end, before, after, name, mark.kind != LONE, _reason(mark))
+            end = _last_byte(fd, mark.start, mark.end) if mark.kind == DAMAGE and after is None else mark.end
+            yield Hole(mark.start, end, before, after, name, mark.kind != LONE, _reason(mark))
+
+
+def _torn(survey: Survey) -> Iterator[Hole]:
+    """Where a payload ends otherwise than its header says, though a header follows: members may be lost in it."""
+    for member in () if survey.is_dirty else np.flatnonzero(survey.flags & PADDING != 0).tolist():
+        at = int(survey.ends[member])
+        after = member + 1 if member + 1 < len(survey) else None
+        yield Hole(at, at, member, after, None, True, REASONS[PADDING])
 
 
 def _reason(mark: Mark) -> str:
@@ -172,11 +211,18 @@ def _reason(mark: Mark) -> str:
     return told.get(mark.kind) or mark.reason or "damage"
 
 
+def _last_byte(fd: int, start: int, end: int) -> int:
+    """Where the blocks that are not zero end, if they do in the last MiB."""
+    begin = max(start, end - (1 << 20))
+    data = os.pread(fd, end - begin, begin).rstrip(b"\0")
+    return min(end, start - (start - begin - len(data)) // BLOCK * BLOCK) if data else begin
+
+
 def _legible(fd: int, start: int, end: int) -> str | None:
     """The name in a header whose checksum is wrong, if it looks like one."""
     block = os.pread(fd, min(BLOCK, max(end - start, 0)), start)
     raw = block[:100].partition(b"\0")[0]
-    if len(block) < BLOCK or not raw or b"ustar" not in block[257:265] or not raw.isascii():
+    if len(raw) == len(block) or not raw or not raw.isascii() or (len(block) > 265 and b"ustar" not in block[257:265]):
         return None
     name = raw.decode()
     return name if name.isprintable() and not block[len(raw) : 100].strip(b"\0") else None
@@ -191,9 +237,11 @@ def _bad_members(survey: Survey, holes: list[Hole], fd: int) -> dict[int, str]:
             bad.setdefault(hole.before, reason)
         if hole.after is not None and (reason := _spoils_next(survey, hole, holes)):
             bad.setdefault(hole.after, reason)
-    for number, mark in enumerate(survey.marks):
-        if mark.kind == DAMAGE and (segment := _inner(survey, number, bad, fd)):
+    for hole in holes:
+        for segment in _inner(survey, hole, holes, bad, fd):
             bad.update(dict.fromkeys(segment, "it may be of a tar that is the payload of a lost member"))
+    if survey.nbytes % BLOCK and not survey.marks and len(survey) and _ends_short(survey, fd):
+        bad.setdefault(len(survey) - 1, "bytes are missing in it or behind it: the shard is no multiple of 512 bytes")
     for member in survey.fields.tolist():
         if survey.ext(member) in RESERVED:
             bad[member] = f"its field has the reserved name {survey.ext(member)}"
@@ -212,10 +260,13 @@ def _spoils(survey: Survey, hole: Hole, fd: int) -> str | None:
     """Why the member before a hole may be damaged, too."""
     member = hole.before or 0
     size, padding = int(survey.sizes[member]), int(survey.ends[member] - survey.offsets[member] - survey.sizes[member])
-    if not hole.hard or hole.start != int(survey.ends[member]) or not size or survey.flags[member] & LITTER:
+    if hole.start != int(survey.ends[member]) or not size or hole.sure:
         return None
-    if not padding and hole.after is not None and (hole.end - hole.start) % BLOCK:
+    doubtful = not padding or survey.flags[member] & LITTER
+    if doubtful and hole.hard and hole.after is not None and (hole.end - hole.start) % BLOCK:
         return f"bytes were lost or put in, in it or behind it, before byte {hole.end}"
+    if survey.flags[member] & LITTER:
+        return None
     here = os.pread(fd, ZERO_RUN, hole.start)
     last = os.pread(fd, min(ZERO_RUN, size), int(survey.offsets[member]) + size - min(ZERO_RUN, size))
     if here and not any(here) and not any(last) and len(last) == ZERO_RUN:
@@ -236,16 +287,41 @@ def _spoils_next(survey: Survey, hole: Hole, holes: list[Hole]) -> str | None:
     return None
 
 
-def _inner(survey: Survey, number: int, bad: dict[int, str], fd: int) -> range | None:
-    """The members from damage to the next mark, where other payloads of the shard are tars and none of theirs is: they
-    may be those of a tar whose own header is lost."""
-    mark = survey.marks[number]
-    stop = next((other.before for other in survey.marks[number + 1 :]), len(survey))
-    segment = range(mark.before, stop)
-    if not segment or any(_holds_tar(survey, member, fd) for member in segment[:LOOKED_INTO]):
-        return None
-    outside = [m for m in range(min(len(survey), 4 * LOOKED_INTO)) if m not in segment and m not in bad]
-    return segment if any(_holds_tar(survey, member, fd) for member in outside[:LOOKED_INTO]) else None
+def _ends_short(survey: Survey, fd: int) -> bool:
+    """Whether the last payload ends in zeros that may be those of the end marker, moved up by lost bytes."""
+    size = int(survey.sizes[-1])
+    n = min(-survey.nbytes % BLOCK, ZERO_RUN, size)
+    return n > 0 and not any(os.pread(fd, n, int(survey.offsets[-1]) + size - n))
+
+
+def _inner(survey: Survey, hole: Hole, holes: list[Hole], bad: dict[int, str], fd: int) -> Iterator[range]:
+    """Members beside damage that may be those of a tar whose own header is lost: where other payloads of the shard are
+    tars, and theirs are not. Those behind it, up to the next hole; and those before zeros that are no end marker."""
+    if not hole.hard or hole.end == hole.start:
+        return
+    begin = hole.after if hole.after is not None else len(survey)
+    stop = min((h.after for h in holes if h.after is not None and h.after > begin), default=len(survey))
+    behind = range(begin, stop)
+    front = range(0)
+    if hole.before is not None and not any(os.pread(fd, BLOCK, hole.start)):
+        first = hole.before
+        while first >= 0 and not _holds_tar(survey, first, fd) and hole.before - first < LOOKED_INTO:
+            first -= 1
+        same = [m for m in range(first + 1, hole.before + 1) if first >= 0 and _same_key(survey, m, first)]
+        front = range(max([first, *same]) + 1, hole.before + 1)
+    if any(_holds_tar(survey, member, fd) for member in behind[:LOOKED_INTO]):
+        behind = range(0)
+    if not behind and not front:
+        return
+    outside = [m for m in range(min(len(survey), 4 * LOOKED_INTO)) if m not in behind and m not in front]
+    if any(_holds_tar(survey, member, fd) for member in outside[:LOOKED_INTO] if member not in bad):
+        yield from (behind, front)
+
+
+def _same_key(survey: Survey, member: int, other: int) -> bool:
+    if NONE in (survey.codes[member], survey.codes[other]):
+        return False
+    return survey.raw_key(member) == survey.raw_key(other)
 
 
 def _holds_tar(survey: Survey, member: int, fd: int) -> bool:

@@ -21,6 +21,7 @@ DAMAGE, SHIFT, ZEROS, END, TRAILING, TRUNCATED, LONE = range(1, 8)
 CUT, PADDING, LITTER = 1, 2, 4
 NONE = 0xFFFFFFFF  # the code of a member that is no field
 BLOCK = 512
+RECORD = 20 * BLOCK
 
 
 class Mark(NamedTuple):
@@ -85,11 +86,29 @@ class Survey:
         """Return the field that a member is."""
         return self.exts[int(self.codes[member])]
 
+    def is_marker(self, number: int) -> bool:
+        """Say whether a mark of zeros with members behind it looks like the end of an archive, as programs write it:
+        two blocks, or so many that the archive has a multiple of 20. Else it is what was overwritten by zeros."""
+        mark = self.marks[number]
+        begin = next((other.end for other in reversed(self.marks[:number]) if other.kind == END), 0)
+        return mark.end - mark.start == 2 * BLOCK or self.is_padded(mark, begin)
+
+    def is_padded(self, mark: Mark, begin: int) -> bool:
+        """Say whether an archive that begins at `begin` and ends behind a mark has a multiple of 20 blocks."""
+        return mark.end % BLOCK == begin % BLOCK and (mark.end - begin) % RECORD == 0
+
     @cached_property
     def ends(self) -> Array:
         """Where the padding of each member ends."""
         block = np.uint64(BLOCK)
-        return self.offsets + (self.sizes + block - np.uint64(1)) // block * block
+        found: Array = self.offsets + (self.sizes + block - np.uint64(1)) // block * block
+        return found
+
+    @cached_property
+    def is_dirty(self) -> bool:
+        """Say whether most padding is not zero: whoever wrote the shard left it as it was, and it tells nothing."""
+        padded = np.count_nonzero(self.sizes % np.uint64(BLOCK))
+        return bool(np.count_nonzero(self.flags & (PADDING | LITTER)) * 2 > padded > 2)
 
     @cached_property
     def fields(self) -> Array:
