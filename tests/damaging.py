@@ -249,12 +249,15 @@ def run_case(number: int, seed: int = 0) -> tuple[str, dict[str, int], str]:
     touched = keys_by_place(made, damage)[0]
     # Bytes of payloads that are others now, behind good headers: nothing but a checksum tells. Nor what is left where
     # whole blocks are gone, so that a payload goes on in another one.
-    blind = name in ("overwrite", "zero") or (name == "delete" and damage.shift % 512 == 0)
+    in_phase = name == "delete" and damage.shift % 512 == 0
+    blind = touched | outcome.beside if in_phase else touched if name in ("overwrite", "zero") else set()
     wrong, lost = set(outcome.wrong), set(outcome.lost)
-    allowed = wrong & touched if blind else set()
+    allowed = wrong & blind
     found = bool(outcome.found & damage.kinds)
-    counts = [1, bool(invented), found, damage.quiet and not found, not found and not damage.quiet, outcome.untouched,
-              outcome.untouched - len(lost), len(lost & outcome.beside), len(lost - outcome.beside), len(outcome.silent),
+    missed = not found and not damage.quiet
+    counts = [1, bool(invented), found, not found and not missed, missed, outcome.untouched,
+              outcome.untouched - len(lost), len(lost & outcome.beside), len(lost - outcome.beside),
+              len(outcome.silent),
               len(allowed), len(wrong - allowed)]  # fmt: skip
     row = dict(zip(COLUMNS, map(int, counts), strict=True))
     bad = any(row[column] for column in ("invented", "missed", "lost", "silent", "wrong"))

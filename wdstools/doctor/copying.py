@@ -42,7 +42,5 @@ class ShardCopy:
         try:
             if error is None:
                 self._out.write(bytes(tar.END_MARKER))
-                self._out.flush()
-                os.fsync(self._out.fileno())
         finally:
             self._out.close()

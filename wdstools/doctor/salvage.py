@@ -103,8 +103,9 @@ def salvage(survey: Survey, fd: int) -> Salvage:
         for place in (at - 1, at):  # the fields beside it; what is no field does not matter
             if 0 <= place < len(fields):
                 sample = of_member[int(fields[place])]
-                if place >= at or not _is_closed(sample, hole):
-                    edges.setdefault(id(sample), []).append(hole)
+                edges.setdefault(id(sample), []).append(hole)
+                if place < at:
+                    _read_name(sample, hole)
     regular = np.flatnonzero((survey.types == ord("f")) & (survey.codes == NONE)).tolist()
     return Salvage(survey, samples, holes, [member for member in regular if member not in bad], edges)
 
@@ -125,7 +126,7 @@ def _why_not_whole(sample: Sample, hole: Hole, known: dict[frozenset[str], int])
     if larger and (hole.hard or fields not in known):
         lacks = ", ".join(sorted(max(larger, key=lambda other: known[other]) - fields))
         return f"it may have lost members in the damage beside it, at byte {hole.start} (others have {lacks})"
-    if hole.hard and fields not in known:
+    if hole.hard and fields not in known and not _is_closed(sample, hole):
         return f"it may have lost members in the damage beside it, at byte {hole.start}: none has its fields"
     return None
 
@@ -160,15 +161,21 @@ def _is_bounded(hole: Hole) -> bool:
     return hole.before is not None and hole.after is not None and 0 < hole.end - hole.start < BLOCK
 
 
+def _read_name(sample: Sample, hole: Hole) -> None:
+    """What can still be read of the header behind a sample may tell that its next member is lost."""
+    split = split_name(hole.name) if hole.name is not None else None
+    if split is not None and _raw(split[0]) == sample.key and split[1] not in sample.fields:
+        sample.why = f"its member {hole.name!r} is lost in the damage at byte {hole.start}"
+
+
 def _is_closed(sample: Sample, hole: Hole) -> bool:
     """Whether what can still be read of the header behind a sample is that of another one: it ends there, then."""
-    split = split_name(hole.name) if hole.name is not None else None
-    if split is None:
-        return False
-    same = split[0].encode("utf-8", "surrogateescape") == sample.key
-    if same and split[1] not in sample.fields:
-        sample.why = f"its member {hole.name!r} is lost in the damage at byte {hole.start}"
-    return not same
+    split = split_name(hole.name) if hole.name is not None and hole.before in sample.members else None
+    return split is not None and _raw(split[0]) != sample.key
+
+
+def _raw(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
 
 
 def _holes(survey: Survey, fd: int) -> Iterator[Hole]:
@@ -240,7 +247,8 @@ def _bad_members(survey: Survey, holes: list[Hole], fd: int) -> dict[int, str]:
     for hole in holes:
         for segment in _inner(survey, hole, holes, bad, fd):
             bad.update(dict.fromkeys(segment, "it may be of a tar that is the payload of a lost member"))
-    if survey.nbytes % BLOCK and not survey.marks and len(survey) and _ends_short(survey, fd):
+    cut = all(mark.kind == TRUNCATED and mark.before == len(survey) for mark in survey.marks)
+    if survey.nbytes % BLOCK and cut and len(survey) and _ends_short(survey, fd):
         bad.setdefault(len(survey) - 1, "bytes are missing in it or behind it: the shard is no multiple of 512 bytes")
     for member in survey.fields.tolist():
         if survey.ext(member) in RESERVED:
@@ -297,7 +305,7 @@ def _ends_short(survey: Survey, fd: int) -> bool:
 def _inner(survey: Survey, hole: Hole, holes: list[Hole], bad: dict[int, str], fd: int) -> Iterator[range]:
     """Members beside damage that may be those of a tar whose own header is lost: where other payloads of the shard are
     tars, and theirs are not. Those behind it, up to the next hole; and those before zeros that are no end marker."""
-    if not hole.hard or hole.end == hole.start:
+    if hole.sure or hole.end == hole.start:
         return
     begin = hole.after if hole.after is not None else len(survey)
     stop = min((h.after for h in holes if h.after is not None and h.after > begin), default=len(survey))
