@@ -28,6 +28,7 @@ from wdstools.doctor.survey import (
 Array = np.ndarray[Any, Any]
 
 MOST = 100  # places of damage that are told one by one
+CUT_HEADER = "truncated in a header"
 RESERVED = ("__key__", "__url__", "__local_path__")
 
 
@@ -50,6 +51,8 @@ def _mark(survey: Survey, mark: Mark, number: int) -> Iterator[Problem]:
     url, lost = survey.url, mark.end - mark.start
     detail = {"from": mark.start, "to": mark.end}
     goes_on = mark.before < len(survey)
+    if mark.kind == DAMAGE and mark.reason == CUT_HEADER:
+        return  # the mark of the end follows
     if mark.kind == DAMAGE:
         then = f"the next member is at byte {mark.end}" if goes_on else "no member follows"
         yield Problem("header", url, f"{mark.reason}; {then};", mark.at, lost, detail=detail)
@@ -66,12 +69,12 @@ def _mark(survey: Survey, mark: Mark, number: int) -> Iterator[Problem]:
     elif mark.kind == TRAILING:
         yield Problem("trailing", url, "bytes after the end-of-archive marker", mark.at, lost, detail=detail)
     elif mark.kind == TRUNCATED:
-        reason = mark.reason or ""
         before = survey.marks[number - 1] if number else None
-        if before and before.end == mark.at and before.kind in (DAMAGE, ZEROS):
-            reason = f"truncated: {before.reason if before.reason == 'truncated in a header' else reason}"
-        yield Problem("truncated", url, reason if reason.startswith(("trunc", "empty")) else f"truncated: {reason}",
-                      mark.at)  # fmt: skip
+        cut_header = before is not None and before.reason == CUT_HEADER and before.end == mark.at
+        reason = CUT_HEADER if cut_header else mark.reason or ""
+        if not reason.startswith(("truncated", "empty")):
+            reason = f"truncated: {reason}"
+        yield Problem("truncated", url, reason, mark.at)
     elif mark.kind == END and goes_on and not survey.is_marker(number):
         yield Problem("zeros", url, "zeros between members", mark.at, lost, detail=detail)
     elif mark.kind == END and goes_on:
