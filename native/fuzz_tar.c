@@ -15,6 +15,7 @@
 
 #include "fuzz_input.h"
 #include "fuzz_model.h"
+#include "survey.h"
 
 static struct {
   uint64_t inputs, members[128], samples, scans[SCAN_SPARSE + 1], groups, formats;
@@ -255,12 +256,50 @@ static void check_threads(const whole_walk *t, rng *r) {
   close(fd);
 }
 
+/* A survey has every member that a walk has, in order and within the data, and never one inside of another. */
+static void check_survey(const whole_walk *t, bio *b) {
+  survey s = {0};
+  CHECK(!survey_shard(b, &s));
+  const uint64_t *starts = (const void *)s.starts.data, *headers = (const void *)s.headers.data,
+                 *offsets = (const void *)s.offsets.data, *nbytes = (const void *)s.nbytes.data;
+  const survey_mark *marks = (const void *)s.marks.data;
+  CHECK(s.nbytes_total == t->len && s.starts.len == 8 * s.nmembers && s.flags.len == s.nmembers);
+  CHECK(s.codes.len == 4 * s.nmembers && s.key_lens.len == 4 * s.nmembers && s.hashes.len == 8 * s.nmembers);
+  for (size_t i = 0; i < s.nmembers; i++) {
+    CHECK(starts[i] <= headers[i] && headers[i] + TAR_BLOCK <= offsets[i] && headers[i] + TAR_BLOCK <= t->len);
+    CHECK(!i || starts[i] >= headers[i - 1] + TAR_BLOCK);
+    CHECK(s.flags.data[i] & MEMBER_CUT || offsets[i] + nbytes[i] <= t->len);
+  }
+  for (size_t i = 0; i < s.marks.len / sizeof *marks; i++)
+    CHECK(marks[i].from <= marks[i].at && marks[i].from <= marks[i].end && marks[i].end <= t->len && marks[i].before <= s.nmembers);
+  if (!s.marks.len) {
+    CHECK(t->end == TAR_END && s.nmembers == t->count);
+    for (size_t i = 0; i < t->count; i++) CHECK(headers[i] == t->members[i].m.header);
+  }
+  survey_free(&s);
+}
+
+static void survey_both(const whole_walk *t, rng *r) {
+  dribble d = {.t = t, .most = 64 + rng_below(r, 4000), .r = {rng_next(r)}};
+  bio b = {.more = dribble_more, .owner = &d, .size = UINT64_MAX};
+  check_survey(t, &b);
+  bio_free(&b);
+  free(d.b.data);
+  int fd = file_of(t->data, t->len);
+  file_window window;
+  CHECK(bio_open_window(&b, &window, fd, t->len));
+  check_survey(t, &b);
+  bio_close_window(&b, &window);
+  close(fd);
+}
+
 static void check_scans(const whole_walk *t, rng *r) {
   bool sized = one_in(r, 2);
   model m;
   model_scan(&m, t, sized);
   scan_dribble(t, &m, r, sized);
   if (sized && (t->len > 100000 || one_in(r, 16))) scan_file(t, &m);
+  if (one_in(r, 8)) survey_both(t, r);
   if (t->len && one_in(r, 512)) check_threads(t, r);
   model_free(&m);
 }

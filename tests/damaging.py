@@ -11,7 +11,7 @@ import sys
 import tarfile
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +89,7 @@ class Damage:
     touched: tuple[int, int]
     shift: int = 0
     quiet: bool = False  # it may be in payloads only: nothing tells
+    options: dict[str, Any] = field(default_factory=dict)  # of the repair
 
 
 BAD = {"header", "missing-bytes", "truncated", "zeros", "trailing", "concatenated", "payload", "padding"}
@@ -176,9 +177,58 @@ def concatenate(made: Made, rng: random.Random) -> Damage:
     return Damage(made.data, {"concatenated"}, (len(made.data), len(made.data)))
 
 
+NOWHERE = (1 << 60, 1 << 60)
+
+
+def again(made: Made, files: Files, kinds: set[str], **options: Any) -> Damage:
+    """The members in another order, or more of them: the tar is sound, what is in it is not."""
+    fmt = tarfile.PAX_FORMAT if any(len(name) > 99 for name, _ in files) else tarfile.USTAR_FORMAT
+    data = build(files, fmt)[0]
+    return Damage(data, kinds, NOWHERE, options=options)
+
+
+def interleave(made: Made, rng: random.Random) -> Damage:
+    """Two samples or more, the members of which come in turn."""
+    size = len({split_name(name)[1] for name, _ in made.files})  # type: ignore[index]
+    first = rng.randrange(len(made.files) // size - 1)
+    count = rng.randint(2, len(made.files) // size - first)
+    some = made.files[first * size : (first + count) * size]
+    turned = [some[i * size + field] for field in range(size) for i in range(count)]
+    files = made.files[: first * size] + turned + made.files[(first + count) * size :]
+    return again(made, files, {"interleaved"})
+
+
+def duplicate(made: Made, rng: random.Random) -> Damage:
+    size = len({split_name(name)[1] for name, _ in made.files})  # type: ignore[index]
+    which, where = rng.randrange(len(made.files) // size), rng.randrange(len(made.files) // size + 1)
+    copy = [(name, payload[::-1]) for name, payload in made.files[which * size : (which + 1) * size]]
+    keep = "first" if where > which else "last"
+    kinds = {"duplicate-key", "duplicate-field"}
+    return again(made, made.files[: where * size] + copy + made.files[where * size :], kinds, keep=keep)
+
+
+def drop_field(made: Made, rng: random.Random) -> Damage:
+    which = rng.randrange(len(made.files))
+    for column in (made.files, made.spans, made.offsets):
+        del column[which]
+    return again(made, made.files, {"fields"})
+
+
+def empty(made: Made, rng: random.Random) -> Damage:
+    which = rng.randrange(len(made.files))
+    made.files[which] = made.files[which][0], b""
+    return again(made, made.files, {"empty"})
+
+
+def bloat(made: Made, rng: random.Random) -> Damage:
+    data = build(made.files, tarfile.PAX_FORMAT, rng.random())[0]
+    return Damage(data, {"pax"}, NOWHERE)
+
+
 KINDS: dict[str, Callable[[Made, random.Random], Damage]] = {
     "overwrite": overwrite, "header": overwrite_header, "zero": zero, "delete": delete, "insert": insert,
-    "truncate": truncate, "trail": trail, "concatenate": concatenate,
+    "truncate": truncate, "trail": trail, "concatenate": concatenate, "interleave": interleave,
+    "duplicate": duplicate, "fields": drop_field, "empty": empty, "pax": bloat,
 }  # fmt: skip
 
 
@@ -199,6 +249,8 @@ class Outcome:
 def keys_by_place(made: Made, damage: Damage) -> tuple[set[str], set[str]]:
     """(keys of samples that the damage touches, keys of those right beside it)."""
     at, to = damage.touched
+    if damage.touched == NOWHERE:
+        return set(), set()
     touched, keys = set(), []
     for (name, _), (start, end) in zip(made.files, made.spans, strict=True):
         key = split_name(name)[0]  # type: ignore[index]
@@ -212,12 +264,12 @@ def keys_by_place(made: Made, damage: Damage) -> tuple[set[str], set[str]]:
     return touched, set(before + after) - touched
 
 
-def try_one(folder: Path, made: Made, damage: Damage, **options: Any) -> Outcome:
+def try_one(folder: Path, made: Made, damage: Damage) -> Outcome:
     path = folder / "d.tar"
     path.write_bytes(damage.data)
     report = checkup(Lot([str(path)], None, None), Options(workers=1))
     original, got = made.samples, Samples()
-    done = repair([str(path)], str(folder / "out"), **options)
+    done = repair([str(path)], str(folder / "out"), **damage.options)
     for sample in stream(done.shards):
         fields = {name: value for name, value in sample.items() if not name.startswith("__")}
         assert sample["__key__"] not in got
