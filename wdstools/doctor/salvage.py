@@ -107,7 +107,7 @@ def salvage(survey: Survey, fd: int) -> Salvage:
                 if place < at:
                     _read_name(sample, hole)
     regular = np.flatnonzero((survey.types == ord("f")) & (survey.codes == NONE)).tolist()
-    return Salvage(survey, samples, holes, [member for member in regular if member not in bad], edges)
+    return Salvage(survey, samples, holes, [m for m in regular if m not in bad and survey.raw_name(m)], edges)
 
 
 def judge(saved: Salvage, sets: dict[frozenset[str], int]) -> None:
@@ -116,7 +116,7 @@ def judge(saved: Salvage, sets: dict[frozenset[str], int]) -> None:
     _doubt_payloads(saved, known)
     for sample in saved.samples:
         for hole in saved.edges.get(id(sample), ()):
-            if not (sample.why or sample.bad or _is_bounded(hole)):
+            if not (sample.why or sample.bad):
                 sample.why = _why_not_whole(sample, hole, known)
 
 
@@ -154,11 +154,6 @@ def _doubt_payloads(saved: Salvage, known: dict[frozenset[str], int]) -> None:
         if survey.sizes[hole.before] % BLOCK == 0 and hole.end - hole.start < min(spans, default=0):
             reason = f"bytes were put in, in it or behind it, before byte {hole.end}"
             before.bad.setdefault(hole.before, reason)
-
-
-def _is_bounded(hole: Hole) -> bool:
-    """No header fits in there."""
-    return hole.before is not None and hole.after is not None and 0 < hole.end - hole.start < BLOCK
 
 
 def _read_name(sample: Sample, hole: Hole) -> None:
@@ -271,7 +266,9 @@ def _spoils(survey: Survey, hole: Hole, fd: int) -> str | None:
     if hole.start != int(survey.ends[member]) or not size or hole.sure:
         return None
     doubtful = not padding or survey.flags[member] & LITTER
-    if doubtful and hole.hard and hole.after is not None and (hole.end - hole.start) % BLOCK:
+    ended = hole.after is None and not any(mark.kind == TRUNCATED for mark in survey.marks[-1:])
+    end = survey.nbytes if ended else hole.end
+    if doubtful and hole.hard and (ended or hole.after is not None) and (end - hole.start) % BLOCK:
         return f"bytes were lost or put in, in it or behind it, before byte {hole.end}"
     if survey.flags[member] & LITTER:
         return None
@@ -305,11 +302,11 @@ def _ends_short(survey: Survey, fd: int) -> bool:
 def _inner(survey: Survey, hole: Hole, holes: list[Hole], bad: dict[int, str], fd: int) -> Iterator[range]:
     """Members beside damage that may be those of a tar whose own header is lost: where other payloads of the shard are
     tars, and theirs are not. Those behind it, up to the next hole; and those before zeros that are no end marker."""
-    if hole.sure or hole.end == hole.start:
+    if hole.end == hole.start:
         return
     begin = hole.after if hole.after is not None else len(survey)
     stop = min((h.after for h in holes if h.after is not None and h.after > begin), default=len(survey))
-    behind = range(begin, stop)
+    behind = range(0) if hole.sure else range(begin, stop)
     front = range(0)
     if hole.before is not None and not any(os.pread(fd, BLOCK, hole.start)):
         first = hole.before
