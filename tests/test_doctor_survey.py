@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -16,6 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wdstools import _core, tar
+from wdstools.doctor.checkup import Lot, Options, checkup
+from wdstools.doctor.repair import repair
 from wdstools.doctor.survey import CUT, DAMAGE, END, LONE, SHIFT, TRUNCATED, Survey, of_columns
 from wdstools.errors import ShardError
 
@@ -100,9 +103,18 @@ def test_hostile_bytes_take_time_in_proportion(what: str) -> None:
         survey(data)
         return time.process_time() - began
 
-    small, large = seconds(2 << 20), seconds(16 << 20)
+    small, large = seconds(1 << 20), seconds(8 << 20)
     assert large < 2
     assert large < 40 * small + 0.1, "8 times the bytes"
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_hostile_bytes_are_repaired_in_time(what: str, tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(b"junk" + HOSTILE[what] * ((1 << 20) // len(HOSTILE[what])))
+    began = time.process_time()
+    checkup(Lot([str(tmp_path / "a.tar")], None, None), Options(workers=1))
+    repair([str(tmp_path / "a.tar")], str(tmp_path / "out"), keep="first")
+    assert time.process_time() - began < 4
 
 
 def test_members_lost_in_a_payload_that_is_a_chain() -> None:

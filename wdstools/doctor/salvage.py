@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ from wdstools.samples import split_name
 
 Array = np.ndarray[Any, Any]
 
+BACK = 100  # members before zeros that are looked at
 LOOKED_INTO = 1000  # payloads that are looked into for tars
 ZERO_RUN = 16  # bytes at the end of a payload that tell nothing if they are zero, as is what follows
 REASONS = {
@@ -90,6 +92,14 @@ class Salvage:
         return found
 
 
+@dataclass
+class Known:
+    """The sets of fields that samples have, how many each; what sets lack of larger ones, once it was looked up."""
+
+    sets: dict[frozenset[str], int]
+    lacks: dict[frozenset[str], str] = field(default_factory=dict)
+
+
 def salvage(survey: Survey, fd: int) -> Salvage:
     """Sort the members of a shard, which `fd` reads, into samples. judge() then says which are whole."""
     holes = [*_holes(survey, fd), *_torn(survey)]
@@ -112,7 +122,7 @@ def salvage(survey: Survey, fd: int) -> Salvage:
 
 def judge(saved: Salvage, sets: dict[frozenset[str], int]) -> None:
     """Say of the samples beside holes whether they are whole. `sets`: of fields, that samples of all shards have."""
-    known = sets or {frozenset(sample.fields): 1 for sample in saved.samples if len(saved.samples) > 1}
+    known = Known(sets or {frozenset(sample.fields): 1 for sample in saved.samples if len(saved.samples) > 1})
     _doubt_payloads(saved, known)
     for sample in saved.samples:
         for hole in saved.edges.get(id(sample), ()):
@@ -120,18 +130,26 @@ def judge(saved: Salvage, sets: dict[frozenset[str], int]) -> None:
                 sample.why = _why_not_whole(sample, hole, known)
 
 
-def _why_not_whole(sample: Sample, hole: Hole, known: dict[frozenset[str], int]) -> str | None:
+def _why_not_whole(sample: Sample, hole: Hole, known: Known) -> str | None:
     fields = frozenset(sample.fields)
-    larger = [other for other in known if other > fields]
-    if larger and (hole.hard or fields not in known):
-        lacks = ", ".join(sorted(max(larger, key=lambda other: known[other]) - fields))
+    lacks = _lacks(fields, known)
+    if lacks and (hole.hard or fields not in known.sets):
         return f"it may have lost members in the damage beside it, at byte {hole.start} (others have {lacks})"
-    if hole.hard and fields not in known and not _is_closed(sample, hole):
+    if hole.hard and fields not in known.sets and not _is_closed(sample, hole):
         return f"it may have lost members in the damage beside it, at byte {hole.start}: none has its fields"
     return None
 
 
-def _doubt_payloads(saved: Salvage, known: dict[frozenset[str], int]) -> None:
+def _lacks(fields: frozenset[str], known: Known) -> str:
+    """The fields that samples have which have all of these and more, or nothing."""
+    if fields not in known.lacks:
+        larger = [other for other in known.sets if other > fields]
+        most = max(larger, key=lambda other: known.sets[other], default=fields)
+        known.lacks[fields] = ", ".join(sorted(most - fields))
+    return known.lacks[fields]
+
+
+def _doubt_payloads(saved: Salvage, known: Known) -> None:
     """Where no member seems to be lost in a hole, nor would a sample have room in it, bytes were put in: most
     likely into the payload before it, which shows in its padding, if it has any."""
     survey = saved.survey
@@ -147,7 +165,7 @@ def _doubt_payloads(saved: Salvage, known: dict[frozenset[str], int]) -> None:
         before = of_member[hole.before]
         beside = [before] if hole.after is None else [before, of_member.get(hole.after, before)]
         whole = all(
-            frozenset(sample.fields) in known and not any(other > sample.fields for other in known) for sample in beside
+            (fields := frozenset(sample.fields)) in known.sets and not _lacks(fields, known) for sample in beside
         )
         if not whole or hole.name or hole.start != int(survey.ends[hole.before]):
             continue
@@ -239,8 +257,9 @@ def _bad_members(survey: Survey, holes: list[Hole], fd: int) -> dict[int, str]:
             bad.setdefault(hole.before, reason)
         if hole.after is not None and (reason := _spoils_next(survey, hole, holes)):
             bad.setdefault(hole.after, reason)
+    tars = _Tars(survey, fd, holes, bad)
     for hole in holes:
-        for segment in _inner(survey, hole, holes, bad, fd):
+        for segment in tars.inner(hole):
             bad.update(dict.fromkeys(segment, "it may be of a tar that is the payload of a lost member"))
     cut = all(mark.kind == TRUNCATED and mark.before == len(survey) for mark in survey.marks)
     if survey.nbytes % BLOCK and cut and len(survey) and _ends_short(survey, fd):
@@ -299,28 +318,44 @@ def _ends_short(survey: Survey, fd: int) -> bool:
     return n > 0 and not any(os.pread(fd, n, int(survey.offsets[-1]) + size - n))
 
 
-def _inner(survey: Survey, hole: Hole, holes: list[Hole], bad: dict[int, str], fd: int) -> Iterator[range]:
-    """Members beside damage that may be those of a tar whose own header is lost: where other payloads of the shard are
-    tars, and theirs are not. Those behind it, up to the next hole; and those before zeros that are no end marker."""
-    if hole.end == hole.start:
-        return
-    begin = hole.after if hole.after is not None else len(survey)
-    stop = min((h.after for h in holes if h.after is not None and h.after > begin), default=len(survey))
-    behind = range(0) if hole.sure else range(begin, stop)
-    front = range(0)
-    if hole.before is not None and not any(os.pread(fd, BLOCK, hole.start)):
-        first = hole.before
-        while first >= 0 and not _holds_tar(survey, first, fd) and hole.before - first < LOOKED_INTO:
+class _Tars:
+    """Which of the first members of a shard hold tars, and which members may be those of a tar whose header is lost."""
+
+    def __init__(self, survey: Survey, fd: int, holes: list[Hole], bad: dict[int, str]) -> None:
+        self._survey, self._fd = survey, fd
+        some = np.flatnonzero(survey.sizes >= 2 * BLOCK)[:LOOKED_INTO].tolist()
+        self._holders = [member for member in some if member not in bad and _holds_tar(survey, member, fd)]
+        self._begins = sorted({hole.after for hole in holes if hole.after is not None})
+
+    def inner(self, hole: Hole) -> Iterator[range]:
+        """Members beside damage that may be of such a tar: where other payloads of the shard are tars, and theirs are
+        not. Those behind it, up to the next hole; and those before zeros that are no end marker."""
+        if hole.end == hole.start or not self._holders:
+            return
+        behind = front = range(0)
+        if hole.after is not None and not hole.sure:
+            next_begin = bisect.bisect_right(self._begins, hole.after)
+            stop = self._begins[next_begin] if next_begin < len(self._begins) else len(self._survey)
+            behind = range(hole.after, stop)
+        if any(_holds_tar(self._survey, member, self._fd) for member in behind[:LOOKED_INTO]):
+            behind = range(0)
+        if hole.before is not None and not any(os.pread(self._fd, BLOCK, hole.start)):
+            front = self._front(hole.before)
+        if sum(self._count(some) for some in (behind, front)) < len(self._holders):
+            yield from (behind, front)
+
+    def _front(self, last: int) -> range:
+        """The members up to `last` behind those of the last sample that holds a tar."""
+        first = last
+        while first >= 0 and last - first < BACK and not _holds_tar(self._survey, first, self._fd):
             first -= 1
-        same = [m for m in range(first + 1, hole.before + 1) if first >= 0 and _same_key(survey, m, first)]
-        front = range(max([first, *same]) + 1, hole.before + 1)
-    if any(_holds_tar(survey, member, fd) for member in behind[:LOOKED_INTO]):
-        behind = range(0)
-    if not behind and not front:
-        return
-    outside = [m for m in range(min(len(survey), 4 * LOOKED_INTO)) if m not in behind and m not in front]
-    if any(_holds_tar(survey, member, fd) for member in outside[:LOOKED_INTO] if member not in bad):
-        yield from (behind, front)
+        if first < 0 or last - first >= BACK:
+            return range(0)
+        same = [member for member in range(first + 1, last + 1) if _same_key(self._survey, member, first)]
+        return range(max([first, *same]) + 1, last + 1)
+
+    def _count(self, some: range) -> int:
+        return bisect.bisect_left(self._holders, some.stop) - bisect.bisect_left(self._holders, some.start)
 
 
 def _same_key(survey: Survey, member: int, other: int) -> bool:

@@ -90,8 +90,17 @@ class Survey:
         """Say whether a mark of zeros with members behind it looks like the end of an archive, as programs write it:
         two blocks, or so many that the archive has a multiple of 20. Else it is what was overwritten by zeros."""
         mark = self.marks[number]
-        begin = next((other.end for other in reversed(self.marks[:number]) if other.kind == END), 0)
+        begin = self._begins[number]
         return mark.end - mark.start == 2 * BLOCK or self.is_padded(mark, begin)
+
+    @cached_property
+    def _begins(self) -> list[int]:
+        """Per mark, where the archive that it is in begins."""
+        begins, begin = [], 0
+        for mark in self.marks:
+            begins.append(begin)
+            begin = mark.end if mark.kind == END else begin
+        return begins
 
     def is_padded(self, mark: Mark, begin: int) -> bool:
         """Say whether an archive that begins at `begin` and ends behind a mark has a multiple of 20 blocks."""
