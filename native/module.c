@@ -74,6 +74,9 @@ static PyMethodDef core_methods[] = {
      "survey(source): every member of a tar that may be damaged, and what lies between them; a dict of columns"},
     {"split_name", core_split, METH_O, "split_name(name): (key, field) of a member name, or None"},
     {"hash_key", core_hash, METH_VARARGS, "hash_key(bytes, seed=0): XXH64"},
+    {"checksums", core_checksums, METH_VARARGS,
+     "checksums(source, url, starts, ends): (bytes read, XXH3 of them, XXH3 of every [start, end) as native u64), all in "
+     "one pass; fewer of the last where the source ends before"},
     {"bring_in", core_bring_in, METH_VARARGS,
      "bring_in(fd, start, end): read bytes [start, end) of a file into the page cache, in turn on a disk that seeks"},
     {"format_header", core_format, METH_VARARGS, "format_header(name, nbytes, mtime): the header group of a regular file"},

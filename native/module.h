@@ -99,6 +99,9 @@ PyObject *core_members(PyObject *module, PyObject *args, PyObject *kwargs);
 /* py_survey.c */
 PyObject *core_survey(PyObject *module, PyObject *args);
 
+/* py_check.c */
+PyObject *core_checksums(PyObject *module, PyObject *args);
+
 /* py_turn.c */
 PyObject *core_bring_in(PyObject *module, PyObject *args);
 #define LOCK_MEANING "WDS_LOCK is auto, always or never, WDS_LOCK_SLOTS 1 to 1024"

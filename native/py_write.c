@@ -36,14 +36,20 @@ static int settle(WriterObject *self) {
   return error ? write_failed(self, error) : 0;
 }
 
+static void sum_up(WriterObject *self) { /* all that is in the buffer */
+  if (self->sums) writing_sums_add(self->sums, self->buf.data + self->summed, self->buf.len - self->summed);
+  self->summed = self->buf.len;
+}
+
 /* Hand the buffer to the thread, and take the one that it has finished. */
-static int flush(WriterObject *self) {
+int write_flush(WriterObject *self) {
   int error = 0;
   if (self->pid != getpid()) {
     PyErr_SetString(PyExc_RuntimeError, "a shard that was begun before fork cannot go on in the child");
     return -1;
   }
   if (!self->thread && !(self->thread = flusher_start(self->fd))) return write_failed(self, errno);
+  sum_up(self);
   if (settle(self)) return -1;
   block full = self->buf;
   self->buf = self->spare;
@@ -51,7 +57,7 @@ static int flush(WriterObject *self) {
   error = flusher_submit(self->thread, &self->spare); /* it is idle: this does not wait */
   if (error) return write_failed(self, error);
   self->flushed += self->spare.len;
-  self->buf.len = 0;
+  self->buf.len = self->summed = 0;
   return 0;
 }
 
@@ -82,6 +88,7 @@ void write_close(WriterObject *self) {
   PyMem_RawFree(self->spare.data);
   columns_free(&self->c);
   seen_free(&self->seen);
+  writing_sums_free(self->sums);
   free(self->name.data);
   free(self->header.data);
 }
@@ -89,7 +96,7 @@ void write_close(WriterObject *self) {
 static int put(WriterObject *self, const void *p, size_t n) {
   const unsigned char *from = p;
   while (n) {
-    if (self->buf.len == self->buf.cap && flush(self)) return -1;
+    if (self->buf.len == self->buf.cap && write_flush(self)) return -1;
     size_t room = self->buf.cap - self->buf.len, take = n < room ? n : room;
     memcpy(self->buf.data + self->buf.len, from, take);
     self->buf.len += take, from += take, n -= take;
@@ -106,7 +113,7 @@ static int put_padding(WriterObject *self, uint64_t nbytes) {
 static int put_header(WriterObject *self, const char *name, size_t len, uint64_t nbytes) {
   size_t cap = tar_group_cap(len);
   bool fits = cap <= self->buf.cap;
-  if (fits && self->buf.cap - self->buf.len < cap && flush(self)) return -1;
+  if (fits && self->buf.cap - self->buf.len < cap && write_flush(self)) return -1;
   self->header.len = 0;
   unsigned char *at = fits ? self->buf.data + self->buf.len : vec_grow(&self->header, cap);
   if (!at) {
@@ -132,16 +139,18 @@ static int roll_back(WriterObject *self) {
   c->key_ends.len = c->hashes.len = c->starts.len = c->ends.len = c->field_ends.len = n * 8;
   c->keys.len = n ? (size_t)((uint64_t *)(void *)c->key_ends.data)[n - 1] : 0;
   uint64_t fields = n ? ((uint64_t *)(void *)c->field_ends.data)[n - 1] : 0;
-  c->nmembers = c->nfields = fields; /* every member that we write is a field */
+  c->nfields = fields;
+  c->nmembers = self->old_members;
+  if (self->sums) writing_sums_back(self->sums);
   c->ext_ends.len = self->old_exts * 8;
   c->exts.len = self->old_exts ? (size_t)((uint64_t *)(void *)c->ext_ends.data)[self->old_exts - 1] : 0;
   c->field_codes.len = (size_t)fields * 4;
   c->field_headers.len = c->field_offsets.len = c->field_nbytes.len = (size_t)fields * 8;
   if (self->start >= self->flushed) {
-    self->buf.len = (size_t)(self->start - self->flushed);
+    self->buf.len = self->summed = (size_t)(self->start - self->flushed);
     return 0;
   }
-  self->buf.len = 0;
+  self->buf.len = self->summed = 0;
   if (settle(self)) return -1;
   self->flushed = self->start;
   if (!ftruncate(self->fd, (off_t)self->start) && lseek(self->fd, (off_t)self->start, SEEK_SET) >= 0) return 0;
@@ -180,6 +189,9 @@ int write_begin(WriterObject *self, PyObject *key) {
   const char *text = (const char *)self->name.data;
   self->start = write_tell(self);
   self->old_exts = self->c.ext_ends.len / 8;
+  self->old_members = self->c.nmembers;
+  sum_up(self);
+  if (self->sums) writing_sums_begin(self->sums);
   self->hash = sample_hash(text, self->key_len, 0);
   if (!columns_sample(&self->c, text, self->key_len, self->hash, self->start)) {
     PyErr_NoMemory();
@@ -246,7 +258,7 @@ static int field_bytes(WriterObject *self, PyObject *ext, PyObject *data) {
 /* Copy nbytes from fd through the buffer. 1: the file is shorter now. */
 static int copy_file(WriterObject *self, int fd, uint64_t nbytes) {
   for (uint64_t done = 0; done < nbytes;) {
-    if (self->buf.len == self->buf.cap && flush(self)) return -1;
+    if (self->buf.len == self->buf.cap && write_flush(self)) return -1;
     size_t room = self->buf.cap - self->buf.len, take = nbytes - done < room ? (size_t)(nbytes - done) : room;
     ssize_t n;
     Py_BEGIN_ALLOW_THREADS
@@ -309,6 +321,12 @@ int write_end(WriterObject *self) {
   if (fresh < 0) PyErr_NoMemory();
   if (fresh == 0) raise_source(st, "key %R is in this shard already (sample %u)", self->key, ordinal);
   if (fresh <= 0) return -1;
+  sum_up(self);
+  if (self->sums && !writing_sums_end(self->sums)) {
+    PyErr_NoMemory();
+    self->broken = true; /* its key is taken */
+    return -1;
+  }
   columns_end(&self->c, write_tell(self));
   self->open = false;
   return 0;
@@ -316,7 +334,7 @@ int write_end(WriterObject *self) {
 
 int write_finish(WriterObject *self) {
   static const unsigned char marker[2 * TAR_BLOCK];
-  int failed = put(self, marker, sizeof marker) || flush(self) || settle(self);
+  int failed = put(self, marker, sizeof marker) || write_flush(self) || settle(self);
   write_stop(self); /* nothing may follow the end marker */
   return failed ? -1 : 0;
 }

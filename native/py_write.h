@@ -3,6 +3,7 @@
 #ifndef WDS_PY_WRITE_H
 #define WDS_PY_WRITE_H
 
+#include "checksum.h"
 #include "module.h"
 
 #include <unistd.h>
@@ -24,6 +25,9 @@ typedef struct {
   size_t key_len;
   uint64_t start, hash;    /* of the open sample */
   size_t old_exts;         /* how many field names there were before it */
+  uint64_t old_members;    /* and members */
+  writing_sums *sums;      /* NULL: no checksums are asked for */
+  size_t summed;           /* bytes of buf that are in them */
   bool open, busy, broken;
 } WriterObject;
 
@@ -34,6 +38,9 @@ int write_begin(WriterObject *self, PyObject *key);
 /* A field of the open sample: bytes-like, or a tuple (path, nbytes) of a file to copy; nbytes -1: whatever it has. */
 int write_value(WriterObject *self, PyObject *ext, PyObject *value);
 int write_end(WriterObject *self);
+int write_flush(WriterObject *self); /* the buffer is empty then */
+/* py_copy.c: a whole sample with this key, bytes [from, to) of a shard. HeaderError, with url: it is not that. */
+int write_range(WriterObject *self, PyObject *key, int fd, uint64_t from, uint64_t to, PyObject *url);
 /* With an exception that is set: take the open sample back, and keep the exception. */
 void write_give_up(WriterObject *self);
 int write_finish(WriterObject *self); /* the end marker, and all of it is in the file */

@@ -175,6 +175,35 @@ static PyObject *writer_add(PyObject *op, PyObject *sample) {
   return result;
 }
 
+static int put_checksums(PyObject *result, const writing_sums *sums) {
+  const bytes_vec *each = writing_sums_samples(sums);
+  PyObject *shard = PyLong_FromUnsignedLongLong(writing_sums_shard(sums));
+  PyObject *samples = PyBytes_FromStringAndSize((const char *)each->data, (Py_ssize_t)each->len);
+  int failed = !shard || !samples || PyDict_SetItemString(result, "checksum", shard) ||
+               (each->len && PyDict_SetItemString(result, "checksums", samples));
+  Py_XDECREF(shard);
+  Py_XDECREF(samples);
+  return failed ? -1 : 0;
+}
+
+static PyObject *writer_copy(PyObject *op, PyObject *args) {
+  WriterObject *self = (WriterObject *)op;
+  PyObject *key, *url;
+  uint64_t from, to;
+  int fd;
+  if (!PyArg_ParseTuple(args, "UiO&O&U", &key, &fd, as_u64, &from, as_u64, &to, &url)) return NULL;
+  if (from >= to || from % TAR_BLOCK || to % TAR_BLOCK) {
+    PyErr_SetString(PyExc_ValueError, "[start, end) must be blocks of a tar");
+    return NULL;
+  }
+  if (refuse_busy(self)) return NULL;
+  self->busy = true;
+  int failed = write_range(self, key, fd, from, to, url);
+  if (failed) write_give_up(self);
+  self->busy = false;
+  return failed ? NULL : PyLong_FromUnsignedLongLong(write_tell(self) - self->start);
+}
+
 static PyObject *writer_finish(PyObject *op, PyObject *Py_UNUSED(ignored)) {
   WriterObject *self = (WriterObject *)op;
   if (self->broken || self->busy) {
@@ -188,6 +217,7 @@ static PyObject *writer_finish(PyObject *op, PyObject *Py_UNUSED(ignored)) {
   PyObject *result = columns_to_dict(&self->c), *nbytes = PyLong_FromUnsignedLongLong(self->flushed);
   if (!result || !nbytes || PyDict_SetItemString(result, "nbytes", nbytes)) Py_CLEAR(result);
   Py_XDECREF(nbytes);
+  if (result && self->sums && put_checksums(result, self->sums)) Py_CLEAR(result);
   return result;
 }
 
@@ -198,19 +228,20 @@ static PyObject *writer_stop(PyObject *op, PyObject *Py_UNUSED(ignored)) {
 }
 
 static PyObject *writer_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
-  static char *names[] = {"fd", "mtime", "encode", "maxcount", "maxsize", NULL};
+  static char *names[] = {"fd", "mtime", "encode", "maxcount", "maxsize", "checksum", NULL};
   uint64_t mtime, maxcount = UINT64_MAX, maxsize = UINT64_MAX;
   PyObject *encode = Py_None;
-  int fd;
-  if (!PyArg_ParseTupleAndKeywords(args, kwargs, "iO&|$OO&O&", names, &fd, as_u64, &mtime, &encode, as_u64, &maxcount,
-                                   as_u64, &maxsize))
+  int fd, checksum = 0;
+  if (!PyArg_ParseTupleAndKeywords(args, kwargs, "iO&|$OO&O&i", names, &fd, as_u64, &mtime, &encode, as_u64, &maxcount,
+                                   as_u64, &maxsize, &checksum))
     return NULL;
   WriterObject *self = (WriterObject *)type->tp_alloc(type, 0);
   if (!self) return NULL;
   self->fd = fd, self->mtime = mtime, self->pid = getpid();
   self->maxcount = maxcount, self->maxsize = maxsize;
   self->encode = encode == Py_None ? NULL : Py_NewRef(encode);
-  if (!write_open(self)) return (PyObject *)self;
+  if (checksum && !(self->sums = writing_sums_new(checksum > 1))) PyErr_NoMemory();
+  else if (!write_open(self)) return (PyObject *)self;
   Py_DECREF(self);
   return NULL;
 }
@@ -253,11 +284,15 @@ static PyMethodDef writer_methods[] = {
     {"add", writer_add, METH_O,
      "add(sample): append a sample dict, its values through encode(value, field). Returns its bytes in the tar, or "
      "None where maxcount or maxsize would be passed: nothing is written then."},
+    {"copy", writer_copy, METH_VARARGS,
+     "copy(key, fd, start, end, url): append bytes [start, end) of another shard, which must be the sample with this "
+     "key and nothing else. Returns their number. HeaderError, which names url, where they are not."},
     {"stop", writer_stop, METH_NOARGS, "Stop writing for good; the descriptor can be closed then."},
     {"finish", writer_finish, METH_NOARGS,
      "Write the end marker and all that is buffered; returns the columns of the index."},
     {NULL, NULL, 0, NULL}};
-static const char writer_doc[] = "Writer(fd, mtime, *, encode, maxcount, maxsize): samples into one tar";
+static const char writer_doc[] = "Writer(fd, mtime, *, encode, maxcount, maxsize, checksum): samples into one tar. checksum: 0 none, "
+                                 "1 XXH3 of the shard, 2 of every sample too";
 static PyType_Slot writer_slots[] = {{Py_tp_doc, (void *)(uintptr_t)writer_doc},
                                      {Py_tp_new, writer_new},
                                      {Py_tp_dealloc, writer_dealloc},

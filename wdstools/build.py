@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -219,6 +219,14 @@ def add_lifted(index: Index, fd: int, lift: Lift) -> Index:
         values = lift_column(index.table, fd, index.shards.url[0], name)
         table = table.add_column(table.num_columns - len(HIDDEN), name, values)
     return Index(table, index.shards, index.path)
+
+
+def add_columns(index: Index, columns: Mapping[str, Any]) -> None:
+    """Put columns into an index in memory, a value for each row."""
+    table = index.table
+    for name, values in columns.items():
+        table = table.add_column(table.num_columns - len(HIDDEN), name, values)
+    index.table = table
 
 
 def unsorted_hashes(index: Index) -> np.ndarray[Any, np.dtype[np.uint64]]:

@@ -56,6 +56,8 @@ class ShardFile:
         self.path = os.fspath(path)
         self._lift, self._part, self._mtime, self._sync = lift, part, mtime, sync
         self.metadata: dict[str, str] = {}  # of the part
+        self.rows: list[int] = []  # of other indexes, from which samples were copied
+        self.columns: Callable[[Sequence[int]], Mapping[str, Any]] | None = None  # of these rows, for the index
         self._temporary = _hidden(self.path, ".tmp")
         self._fd = os.open(self._temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
         self._core = _core.Writer(self._fd, MTIME, **(core or {}))
@@ -63,6 +65,11 @@ class ShardFile:
     def write(self, key: str, fields: dict[str, Value]) -> int:
         """Append a sample, fields sorted by name, and return its bytes in the shard."""
         return self._core.write(key, fields)
+
+    def copy(self, key: str, fd: int, start: int, end: int, url: str) -> int:
+        """Append bytes [start, end) of another shard, headers included: the sample with this key. Raises HeaderError
+        where they are not it, SourceError, OSError."""
+        return self._core.copy(key, fd, start, end, url)
 
     def add(self, sample: Sample) -> int | None:
         """Append a sample dict, encoded; None, and nothing is written, where it would pass maxcount or maxsize."""
@@ -85,6 +92,8 @@ class ShardFile:
         if self._sync:
             os.fsync(self._fd)
         index = build.from_columns(columns, self.path, fd=self._fd, lift=self._lift)
+        if self.columns is not None:
+            build.add_columns(index, self.columns(self.rows))
         index.metadata.update(self.metadata)
         if not self._mtime:
             index.shards.mtime = [0]

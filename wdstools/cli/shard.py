@@ -39,6 +39,18 @@ class _Size(_SizeType):
         return int(match[1]) * unit if match[1].isdigit() else int(float(match[1]) * unit)
 
 
+class _Part(_SizeType):
+    name = "part"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        text = str(value)
+        if re.fullmatch(r"[1-9][0-9]*", text):
+            return int(text)
+        if not re.fullmatch(r"[0-9]*\.[0-9]+", text) or not 0 < float(text) <= 1:
+            self.fail(f"{text!r} is neither a number of samples, as 5000, nor a part of them, as 0.1", param, ctx)
+        return float(text)
+
+
 def _splits(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[tuple[str, float], ...]:
     found = []
     for item in (value or "").split(",") if value else []:
@@ -81,6 +93,7 @@ Examples:
   $ wds-shard photos out --split train=0.9,val=0.1 --by cls --resize 256
   $ wds-shard captions.csv out --files image=jpg --inline caption
   $ wds-shard 'old-{000000..000099}.tar' out/new-%06d.tar --shuffle --drop png
+  $ wds-shard train.wdsindex out/hard-%06d.tar --join losses.csv --where 'loss > 2' --sort-by loss --desc
   $ find . -name '*.flac' -print0 | wds-shard -0 - out/audio-%06d.tar""",
 )
 @click.argument("source")
@@ -103,6 +116,13 @@ Examples:
 @click.option("--rename", metavar="OLD=NEW", multiple=True, callback=_pairs, help="Shards: rename a field.")
 @click.option("--drop", metavar="FIELD,...", multiple=True, callback=_set, help="Shards: leave fields out.")
 @click.option("--keep", metavar="FIELD,...", multiple=True, callback=_set, help="Shards: leave all other fields out.")
+@click.option("--where", metavar="SQL", help="Shards: only samples for which a condition over the index holds.")
+@click.option(
+    "--join", metavar="TABLE", multiple=True, help="Shards: columns of a .csv or .parquet, by key."
+)
+@click.option("--sort-by", metavar="COLUMN", help="Shards: write the samples in the order of a column.")
+@click.option("--desc", "descending", is_flag=True, help="The largest first.")
+@click.option("--sample", type=_Part(), metavar="PART", help="Shards: draw so many of them, or 0.1 of them.")
 @click.option("--resize", type=click.IntRange(1), metavar="PIXELS", help="Shrink images: the shorter side, as JPEG.")
 @click.option("--quality", type=click.IntRange(1, 100), default=90, show_default=True, help="Of these JPEGs.")
 @click.option("--resize-fields", metavar="FIELD,...", multiple=True, callback=_set, help="Shrink only these fields.")

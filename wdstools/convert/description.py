@@ -29,6 +29,9 @@ def describe(listing: Listing, options: Options, lift: Sequence[str] | None, shu
             raise SourceError("--resize needs Pillow: pip install 'wdstools[images]'") from error
         used |= {"resize": options.resize, "quality": options.quality, "pillow": pillow}
         used["resize-fields"] = sorted(options.resize_fields)
+    if options.selects():
+        used |= {"where": options.where, "join": list(options.join), "sample": options.sample, "seed": options.seed}
+        used |= {"sort-by": options.sort_by, "desc": options.descending}
     if listing.stream is not None:
         used |= {"rename": [list(pair) for pair in options.rename]}
         used |= {"drop": sorted(options.drop), "keep": sorted(options.keep)}

@@ -16,6 +16,8 @@ class Options:
     `resize`: pixels of the shorter side, `resize_fields`: only these fields (default: every image).
     `files`: (column, field or "") of a manifest; `inline`: its columns that become fields; `key_column`: its keys.
     `rename`, `drop`, `keep`: fields of existing shards. `lift`: columns of the index. `sync`: see writer.ShardFile.
+    `where`, `join` (tables, on `key`), `sort_by`, `descending`, `sample` (how many, or as a float which part): a subset
+    of shards with an index, in the order of the index or of a column.
     """
 
     maxcount: int = 10_000
@@ -38,10 +40,19 @@ class Options:
     drop: frozenset[str] = frozenset()
     keep: frozenset[str] = frozenset()
     lift: tuple[str, ...] | None = None
+    where: str | None = None
+    join: tuple[str, ...] = ()
+    sort_by: str | None = None
+    descending: bool = False
+    sample: float | int | None = None
     workers: int | None = None
     sync: bool = False
     on_error: Literal["stop", "skip"] = "stop"
     overwrite: bool = False
+
+    def selects(self) -> bool:
+        """Say whether not all samples are wanted, or in another order."""
+        return self.where is not None or self.sort_by is not None or self.sample is not None or bool(self.join)
 
 
 class Skipped(NamedTuple):

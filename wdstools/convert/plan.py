@@ -69,13 +69,23 @@ def make_plan(source: str, dest: str, options: Options, paths: Iterable[str] = (
     lift = options.lift
     if lift is None and listing.stream is None:
         lift = ("cls",) if any("cls" in entry.parts[::3] for entry in entries) else ()
-    described = description.describe(listing, options, lift, shuffle)
+    elif lift is not None:
+        lift = tuple(name for name in lift if name not in listing.carried)
+    described = description.describe(listing, options, lift if options.lift is None else options.lift, shuffle)
     if options.keys == "number":
         entries = number_keys(entries)
     packed = None
     if options.resize is None and listing.stream is None:
-        packed = [destination.pack(entries, numbers, t, options) for t, numbers in zip(found, orders, strict=True)]
+        packed = [_pack(entries, numbers, t, options) for t, numbers in zip(found, orders, strict=True)]
     return Plan(listing, found, entries, orders, packed, lift, described, faults.skipped)
+
+
+def _pack(entries: Entries, numbers: Numbers, target: Target, options: Options) -> list[ShardPlan]:
+    if type(entries) is Entries:
+        return destination.pack(entries, numbers, target, options)
+    from wdstools.convert import subset  # with Arrow
+
+    return subset.pack(entries, numbers, target, options)  # type: ignore[arg-type]  # there is no third kind
 
 
 def _check_fields(options: Options, listing: Listing) -> None:
@@ -86,6 +96,10 @@ def _check_fields(options: Options, listing: Listing) -> None:
             raise SourceError(f"--by {options.by}: the samples have no such field before they are read")
     if listing.kind not in ("shards", "stream") and (options.rename or options.drop or options.keep):
         raise SourceError("--rename, --drop and --keep are for existing shards")
+    if listing.kind != "shards" and options.selects():
+        raise SourceError("--where, --join, --sort-by and --sample are for shards that have an index")
+    if options.descending and options.sort_by is None:
+        raise SourceError("--desc is for --sort-by: give that too")
     if listing.kind != "manifest" and (options.files or options.inline or options.key_column):
         raise SourceError("--files, --inline and --key-column are for manifests")
     if listing.stream is not None and options.keys == "number":

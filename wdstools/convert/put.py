@@ -5,12 +5,16 @@ from __future__ import annotations
 import errno
 import json
 import os
+from typing import TYPE_CHECKING
 
 from wdstools import writer
 from wdstools.convert import journal
 from wdstools.convert.options import Skipped
 from wdstools.convert.sources import Faults, Fields
 from wdstools.errors import SourceError, WdsError
+
+if TYPE_CHECKING:
+    from wdstools.convert.subset import Span  # with Arrow
 
 _OURS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 """What opening a file can fail with although nothing is wrong with the file."""
@@ -27,10 +31,14 @@ def _reason(error: Exception) -> tuple[str, str]:
     return text, ""
 
 
-def put(file: writer.ShardFile, key: str, fields: Fields, faults: Faults) -> bool:
-    """Write a sample; false where it was left out. Raises SourceError where it must not be, OSError for the disk."""
+def put(file: writer.ShardFile, key: str, fields: Fields | Span, faults: Faults) -> bool:
+    """Write a sample; false where it was left out. Raises SourceError where it must not be, OSError for the disk,
+    StaleIndexError for a Span that is not what its index says."""
     try:
-        file.write(key, fields)
+        if isinstance(fields, dict):
+            file.write(key, fields)
+        else:
+            fields.source.copy(fields.row, file)
     except SourceError as error:
         faults.add(key, _culprit(fields, error), *_reason(error))
         return False
@@ -43,13 +51,17 @@ def put(file: writer.ShardFile, key: str, fields: Fields, faults: Faults) -> boo
     return True
 
 
-def _culprit(fields: Fields, error: Exception) -> str:
+def _culprit(fields: Fields | Span, error: Exception) -> str:
+    if not isinstance(fields, dict):
+        return "sample"
     paths = [os.fspath(value[0]) for value in fields.values() if isinstance(value, tuple)]
     return next((path for path in paths if path in str(error)), paths[0] if len(paths) == 1 else "sample")
 
 
-def _unreadable(fields: Fields) -> str | None:
+def _unreadable(fields: Fields | Span) -> str | None:
     """The file among the fields that cannot be read, if one cannot: the C core says only that some file failed."""
+    if not isinstance(fields, dict):
+        return None
     for value in fields.values():
         if isinstance(value, tuple):
             try:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from wdstools import urls
 from wdstools.convert.entries import Entry
 from wdstools.convert.options import Options
 from wdstools.convert.sources import Faults, Fields, Listing, check_field, finish
 from wdstools.errors import NotFoundError, SourceError
+
+if TYPE_CHECKING:
+    from wdstools.dataset import Dataset
 
 _BESIDE = (".tar", ".wdsindex", ".json", ".jsonl", ".idx", ".sqlite", ".txt", ".md")
 _PLAIN = ".tar"
@@ -40,9 +43,12 @@ def list_shards(source: str, options: Options, faults: Faults) -> Listing:
         return _list_local(source, options, faults)
     wanted = [
         text
-        for text, given in (("--shuffle", options.shuffle), ("--split", options.splits), ("--by", options.by))
+        for text, given in (
+            ("--shuffle", options.shuffle), ("--split", options.splits), ("--by", options.by),
+            ("--where, --join, --sort-by or --sample", options.selects()),
+        )
         if given
-    ]
+    ]  # fmt: skip
     if wanted:
         raise SourceError(f"{source}: {wanted[0]} needs shards that can be read in any order: uncompressed local files")
     pick = _picker(options)
@@ -120,6 +126,9 @@ def _list_local(source: str, options: Options, faults: Faults) -> Listing:
     _check_finished(source, data.index.shards.url)
     pick = _picker(options)
     groups = _groups(data, options.by) if options.by else None
+    changed = bool(options.rename or options.drop or options.keep or options.resize or options.keys == "number")
+    if options.selects():
+        data = _select(data, options, source)
     whole = data if isinstance(data.rows, range) else Dataset(data.index, views=True)  # a row is its number there
     listing = Listing("shards", folder=source if os.path.isdir(source) else "")
     _note_times(listing, data.index.shards.url)
@@ -128,7 +137,15 @@ def _list_local(source: str, options: Options, faults: Faults) -> Listing:
         f"{os.path.basename(url)} {nbytes}"
         for url, nbytes in zip(data.index.shards.url, data.index.shards.nbytes, strict=True)
     )
+    for table in options.join:
+        listing.saw(os.stat(table), table)
+    if options.selects() and not changed:
+        from wdstools.convert import subset
+
+        subset.list_spans(listing, data, options, faults, groups)
+        return listing
     seen_at_all: dict[str, None] = {}
+    entries: dict[int, Entry] = {}
     for row, found in _fields(data):
         key = data.index.key(row)
         parts: list[Any] = []
@@ -147,7 +164,11 @@ def _list_local(source: str, options: Options, faults: Faults) -> Listing:
             parts += (new, row, nbytes)
         if parts:
             group = None if groups is None else groups[row]
-            listing.entries.append(Entry(key, group, tuple(parts)))
+            entry = Entry(key, group, tuple(parts))
+            if options.selects():
+                entries[row] = entry
+            else:
+                listing.entries.append(entry)
         elif not seen:
             faults.add(key, f"sample {key}", "no field is left", f"it has {', '.join(n for n, _ in found)}")
 
@@ -163,7 +184,14 @@ def _list_local(source: str, options: Options, faults: Faults) -> Listing:
         return fields
 
     listing.read = read
-    return finish(listing, options, faults, source)
+    listing.entries.extend(entries[row] for row in map(int, data.rows) if row in entries)
+    return finish(listing, options, faults, source, ordered=options.selects())
+
+
+def _select(data: Dataset, options: Options, source: str) -> Dataset:
+    from wdstools.convert import subset  # with Arrow's functions
+
+    return subset.select(data, options, source)
 
 
 def _fields(data: Any) -> Iterator[tuple[int, list[tuple[str, int]]]]:

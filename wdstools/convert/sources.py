@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from wdstools import samples, writer
 from wdstools.convert.entries import Entries, Entry
@@ -37,7 +38,8 @@ class Listing:
     `shuffle`: whether to shuffle where nobody says; `name`: what to call the shards, or ""; `folder`: that shards must
     not be written into, or ""; `newest`: when a file was changed last, in ns since 1970, and which.
 
-    `read(entry)` gives the fields of a sample, ready for ShardFile.write. `stream`, instead of entries: samples that
+    `read(entry)` gives the fields of a sample, ready for ShardFile.write, or a Span to copy. `carried`: columns of the
+    index that come with the samples. `stream`, instead of entries: samples that
     can only be taken one after the other; `identity`: what is known of them beforehand.
     """
 
@@ -47,7 +49,8 @@ class Listing:
     classes: dict[str, int] | None = None
     shuffle: bool = False
     name: str = ""
-    read: Callable[[Entry], Fields] | None = None
+    read: Callable[[Entry], Any] | None = None
+    carried: frozenset[str] = frozenset()
     stream: Callable[[], Iterator[tuple[str, Fields]]] | None = None
     identity: str = ""
     local_shards: list[str] = field(default_factory=list)
@@ -59,8 +62,9 @@ class Listing:
         if self.newest[0] < about.st_mtime_ns <= time.time_ns():
             self.newest = (about.st_mtime_ns, path)
 
-    def fields(self, entry: Entry) -> Fields:
-        """Return the fields of a sample: bytes, or (path, nbytes) of files to copy. Raises WdsError, OSError."""
+    def fields(self, entry: Entry) -> Any:
+        """Return the fields of a sample: bytes, or (path, nbytes) of files to copy; or a Span. Raises WdsError,
+        OSError."""
         if self.read is not None:
             return self.read(entry)
         parts, root = entry.parts, self.root
@@ -142,9 +146,10 @@ def relative_key(path: str, root: str) -> str:
     return path
 
 
-def finish(listing: Listing, options: Options, faults: Faults, what: str) -> Listing:
-    """Sort the entries, check and number their keys. Raises SourceError where nothing is left."""
-    entries = listing.entries.sorted()
+def finish(listing: Listing, options: Options, faults: Faults, what: str, ordered: bool = False) -> Listing:
+    """Sort the entries, unless they are `ordered`, and check their keys. Raises SourceError where nothing is left."""
+    entries = listing.entries if ordered else listing.entries.sorted()
+    seen: set[str] = set()
     numbered = options.keys == "number"
     bad: set[int] = set()
     known: dict[str, tuple[str, str] | None] = {}
@@ -152,7 +157,7 @@ def finish(listing: Listing, options: Options, faults: Faults, what: str) -> Lis
     for i, entry in enumerate(entries):
         key = entry.key
         wrong = None if numbered else check_key(key)
-        if key == previous and not numbered:
+        if (key in seen if ordered else key == previous) and not numbered:
             wrong = ("two samples with one key", f"{key!r}; choose another --key-column, or number them: --keys number")
         for name in entry.parts[::3]:
             if name not in known:
@@ -163,6 +168,8 @@ def finish(listing: Listing, options: Options, faults: Faults, what: str) -> Lis
             bad.add(i)
             continue
         previous = key
+        if ordered:
+            seen.add(key)
     if len(bad) == len(entries):
         raise SourceError(f"{what}: {'no sample is left' if faults.skipped else 'no files to make samples of'}")
     listing.entries = Entries(entry for i, entry in enumerate(entries) if i not in bad) if bad else entries
