@@ -117,9 +117,7 @@ Examples:
 @click.option("--drop", metavar="FIELD,...", multiple=True, callback=_set, help="Shards: leave fields out.")
 @click.option("--keep", metavar="FIELD,...", multiple=True, callback=_set, help="Shards: leave all other fields out.")
 @click.option("--where", metavar="SQL", help="Shards: only samples for which a condition over the index holds.")
-@click.option(
-    "--join", metavar="TABLE", multiple=True, help="Shards: columns of a .csv or .parquet, by key."
-)
+@click.option("--join", metavar="TABLE", multiple=True, help="Shards: columns of a .csv or .parquet, by key.")
 @click.option("--sort-by", metavar="COLUMN", help="Shards: write the samples in the order of a column.")
 @click.option("--desc", "descending", is_flag=True, help="The largest first.")
 @click.option("--sample", type=_Part(), metavar="PART", help="Shards: draw so many of them, or 0.1 of them.")

@@ -37,10 +37,7 @@ def describe(listing: Listing, options: Options, lift: Sequence[str] | None, shu
         used |= {"drop": sorted(options.drop), "keep": sorted(options.keep)}
     state = hashlib.blake2b(digest_size=16)
     state.update(repr((listing.kind, listing.identity, listing.classes)).encode("utf-8", "surrogateescape"))
-    nbytes = 0
-    for key, group, parts in listing.entries:
-        state.update(repr((key, group, parts)).encode("utf-8", "surrogateescape"))
-        nbytes += sum(parts[2::3])
+    nbytes = listing.entries.feed(state)
     source = {"samples": len(listing.entries), "nbytes": nbytes, "digest": state.hexdigest()}
     job = {"version": VERSION, "options": used, "source": source}
     text = json.dumps(job, sort_keys=True).encode()

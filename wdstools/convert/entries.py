@@ -7,10 +7,16 @@ import pickle
 import tempfile
 from array import array
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 HELD = 20_000  # entries in memory: 10 MB
 _FLUSH = 1 << 20  # bytes
+
+
+class Digest(Protocol):
+    """A hash of hashlib."""
+
+    def update(self, data: bytes, /) -> object: ...
 
 
 class Entry(NamedTuple):
@@ -88,6 +94,18 @@ class Entries:
     def __del__(self) -> None:
         if self._fd >= 0:
             os.close(self._fd)
+
+    def feed(self, digest: Digest) -> int:
+        """Put all that they say into a digest, and return the bytes of all fields."""
+        nbytes = 0
+        for key, group, parts in self:
+            digest.update(repr((key, group, parts)).encode("utf-8", "surrogateescape"))
+            nbytes += sum(parts[2::3])
+        return nbytes
+
+    def has_field(self, name: str) -> bool:
+        """Say whether a sample has a field of this name."""
+        return any(name in entry.parts[::3] for entry in self)
 
     def sorted(self) -> Entries:
         """Return them sorted by key; what has one key stays in its order. Itself where it is sorted already."""

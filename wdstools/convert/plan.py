@@ -68,7 +68,7 @@ def make_plan(source: str, dest: str, options: Options, paths: Iterable[str] = (
         orders = [order.shuffled(entries, numbers, options.seed) for numbers in orders]
     lift = options.lift
     if lift is None and listing.stream is None:
-        lift = ("cls",) if any("cls" in entry.parts[::3] for entry in entries) else ()
+        lift = ("cls",) if entries.has_field("cls") else ()
     elif lift is not None:
         lift = tuple(name for name in lift if name not in listing.carried)
     described = description.describe(listing, options, lift if options.lift is None else options.lift, shuffle)

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from wdstools.access import Access
 from wdstools.columns import CHECKSUM
 from wdstools.convert.destination import ShardPlan, Target
-from wdstools.convert.entries import Entries, Entry
+from wdstools.convert.entries import Digest, Entries, Entry
 from wdstools.convert.options import Options
 from wdstools.convert.order import Numbers
 from wdstools.convert.sources import Faults, Listing, check_key
@@ -45,7 +45,7 @@ def select(data: Dataset, options: Options, source: str) -> Dataset:
         n = options.sample if isinstance(options.sample, int) else math.floor(options.sample * len(data) + 0.5)
         if n > len(data):
             raise SourceError(f"--sample {n}: there are {len(data)} samples to draw from")
-        data = data.select(np.sort(np.asarray(data.sample(n, options.seed).rows)) if n < len(data) else range(n))
+        data = data.select(np.isin(np.asarray(data.rows), np.asarray(data.sample(n, options.seed).rows)))
     if options.sort_by is not None:
         data = data.sort_by(options.sort_by, options.descending)
     if not len(data):
@@ -70,6 +70,19 @@ class RowEntries(Entries):
 
     def __iter__(self) -> Iterator[Entry]:
         return map(self.__getitem__, range(len(self)))
+
+    def feed(self, digest: Digest) -> int:
+        """The rows and their keys, which with the shards of the index are all there is."""
+        keys = self.index.table.column("key").take(pa.array(self.rows))
+        for chunk in [pa.array(self.rows), pa.array(self.nbytes), *keys.cast(pa.large_utf8()).chunks]:
+            for buffer in filter(None, chunk.buffers()):
+                digest.update(buffer)
+        digest.update(repr(None if self._groups is None else [self._groups[row] for row in self.rows]).encode())
+        return int(self.nbytes.sum())
+
+    def has_field(self, name: str) -> bool:
+        """No: they are not looked at."""
+        return False
 
     def sorted(self) -> Entries:
         """As it is: the order was chosen."""
