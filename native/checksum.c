@@ -58,7 +58,7 @@ bool writing_sums_end(writing_sums *s) {
 
 uint64_t writing_sums_shard(const writing_sums *s) { return XXH3_64bits_digest(s->whole); }
 
-const bytes_vec *writing_sums_samples(const writing_sums *s) { return &s->samples; }
+const bytes_vec *writing_sums_samples(const writing_sums *s) { return s->one ? &s->samples : NULL; }
 
 bool reading_sums_open(reading_sums *s) {
   s->whole = XXH3_createState();

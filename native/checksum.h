@@ -16,7 +16,7 @@ void writing_sums_begin(writing_sums *s);     /* a sample begins with the next b
 void writing_sums_back(writing_sums *s);      /* as it was then */
 bool writing_sums_end(writing_sums *s);       /* the sample is whole. false: no memory */
 uint64_t writing_sums_shard(const writing_sums *s);
-const bytes_vec *writing_sums_samples(const writing_sums *s); /* u64 each */
+const bytes_vec *writing_sums_samples(const writing_sums *s); /* u64 each; NULL: they were not asked for */
 
 /* Of a shard that is being read from its start, with samples at [starts[i], ends[i]): ascending, apart, not empty. */
 typedef struct {

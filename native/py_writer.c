@@ -178,9 +178,9 @@ static PyObject *writer_add(PyObject *op, PyObject *sample) {
 static int put_checksums(PyObject *result, const writing_sums *sums) {
   const bytes_vec *each = writing_sums_samples(sums);
   PyObject *shard = PyLong_FromUnsignedLongLong(writing_sums_shard(sums));
-  PyObject *samples = PyBytes_FromStringAndSize((const char *)each->data, (Py_ssize_t)each->len);
+  PyObject *samples = each ? PyBytes_FromStringAndSize((const char *)each->data, (Py_ssize_t)each->len) : Py_NewRef(Py_None);
   int failed = !shard || !samples || PyDict_SetItemString(result, "checksum", shard) ||
-               (each->len && PyDict_SetItemString(result, "checksums", samples));
+               (each && PyDict_SetItemString(result, "checksums", samples));
   Py_XDECREF(shard);
   Py_XDECREF(samples);
   return failed ? -1 : 0;

@@ -37,7 +37,7 @@ MODULES = {  # of rooms that are more than one module
     "storage": "store storebase ranges inflight retrying failures passing"
     " remote obstores fsspecs httpclient cache blocks",
     "index": "shardtable indexfile rowbatches",
-    "build": "merge",
+    "build": "merge checksums",
     "dataset": "access fetching finding served",
     "loader": "sampler parcel streaming shardorder workers",
     "compat": "gopen",

@@ -13,12 +13,13 @@ import numpy as np
 import pyarrow as pa
 
 from wdstools import _core, urls
-from wdstools.columns import CORE, HIDDEN, Lift, lift_column, make_fields, one_chunk, text_array
+from wdstools.checksums import FORM, Level, add_checksums, level_of, with_column
+from wdstools.columns import CHECKSUM, CORE, HIDDEN, Lift, lift_column, make_fields, one_chunk, text_array
 from wdstools.errors import IndexFileError, NotFoundError, ShardError, StaleIndexError, UrlError, WdsError
 from wdstools.index import Index
 from wdstools.merge import Metadata, Spool, merge
 from wdstools.shardtable import Shards, canonical
-from wdstools.storage import Source, open_local, open_source
+from wdstools.storage import Source, Whole, open_local, open_source
 
 CHECK_ROWS = 1 << 14
 
@@ -40,13 +41,14 @@ def build(
     shards: Sequence[str],
     *,
     lift: Lift = (),
+    checksum: Level | None = None,
     workers: int | None = None,
     previous: Index | None = None,
     progress: Progress = lambda nbytes: None,
 ) -> Index:
     """Index shards, in the order given, in memory; refresh() does it in a file. Raises as refresh() does."""
     parts: list[Index | None] = [None] * len(shards)
-    same = _index_each(shards, parts.__setitem__, _checked(lift), workers, previous, progress)[1]
+    same = _index_each(shards, parts.__setitem__, _checked(lift), checksum, workers, previous, progress)[1]
     if previous is not None and same:
         return previous
     return merge([part for part in parts if part is not None])
@@ -57,6 +59,7 @@ def refresh(
     shards: Sequence[str],
     *,
     lift: Lift = (),
+    checksum: Level | None = None,
     workers: int | None = None,
     previous: Index | None = None,
     metadata: Metadata | None = None,
@@ -65,7 +68,8 @@ def refresh(
     """Index shards, in the order given, into the file `path`, `workers` (default: one a core) at a time. What it holds
     in memory does not grow with the shards.
 
-    Headers only are read from regular files. `previous`: an index whose rows are taken over for local shards that have
+    Headers only are read from regular files, unless `checksum` asks for those of shards or samples, too; default: what
+    `previous` keeps. `previous`: an index whose rows are taken over for local shards that have
     the same path, size and mtime there; columns that it lacks are read from these shards. The index has the columns of
     `lift` and no others. Where it would be the same as `previous`, nothing is written. `metadata`: see
     merge_files(). `progress` is called with the bytes of each shard.
@@ -74,7 +78,7 @@ def refresh(
     is not sound, a column that has the name of one of the index's own, and a shard that is given twice.
     """
     with Spool(path) as spool:
-        reused, same = _index_each(shards, spool.put, _checked(lift), workers, previous, progress)
+        reused, same = _index_each(shards, spool.put, _checked(lift), checksum, workers, previous, progress)
         if previous is not None and same:
             return Built(previous, reused, False)
         spool.merge(metadata)
@@ -85,33 +89,43 @@ def _index_each(
     shards: Sequence[str],
     put: Callable[[int, Index], object],
     lift: list[str],
+    checksum: Level | None,
     workers: int | None,
     previous: Index | None,
     progress: Progress,
 ) -> tuple[int, bool]:
     """Index each shard, and put() it away with its number. Returns how many came from `previous`, and whether all of
     that is what `previous` is."""
-    known = _Known(previous, lift) if previous is not None else None
+    kept: Level = level_of(previous) if previous is not None else "none"
+    level = checksum or kept
+    known = _Known(previous, lift, level) if previous is not None else None
 
     def one(item: tuple[int, str]) -> bool:
         number, url = item
         old = known.unchanged(url) if known else None
-        index = old or index_shard(url, lift=lift)
+        index = add_checksums(old or index_shard(url, lift=lift), url, level)
         put(number, index)
         progress(index.shards.nbytes[0])
         return old is not None
 
     with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
         reused = sum(pool.map(one, enumerate(shards)))
-    if previous is None or reused < len(shards) or lift != previous.lifted():
+    if previous is None or reused < len(shards) or lift != previous.lifted() or not _has_sums(previous, level):
         return reused, False
     return reused, [canonical(url) for url in previous.shards.url] == [canonical(url) for url in shards]
+
+
+def _has_sums(index: Index, level: Level) -> bool:
+    """Whether an index keeps the checksums of this level, and no others."""
+    if level == "none" or level_of(index) != level:
+        return level_of(index) == level
+    return all(index.shards.checksum) and (level == "shard" or not index.table.column(CHECKSUM).null_count)
 
 
 def _checked(lift: Lift) -> list[str]:
     """The columns to lift, each once. Raises IndexFileError."""
     for name in lift:
-        if name in CORE or name in HIDDEN:
+        if name in CORE or name in HIDDEN or name == CHECKSUM:
             raise IndexFileError(f"column {name!r} is the index's own")
         if not name or name.endswith(":"):
             raise IndexFileError(f"{name!r} is no column: write a field (cls) or a value of a JSON field (json:width)")
@@ -139,22 +153,6 @@ def scan(source: Source) -> Index:
     return index
 
 
-class Whole:
-    """A source from its start: what was read to look at it, then the rest."""
-
-    def __init__(self, source: Source) -> None:
-        rest = source.handle
-        self._head = source.head
-        self._rest: Any = open(rest, "rb", buffering=0, closefd=False) if isinstance(rest, int) else rest
-
-    def readinto(self, buffer: memoryview) -> int:
-        if not self._head:
-            return int(self._rest.readinto(buffer) or 0)
-        n = min(len(buffer), len(self._head))
-        buffer[:n], self._head = self._head[:n], self._head[n:]
-        return n
-
-
 def from_columns(columns: _core.Columns, url: str, *, fd: int | None = None, lift: Lift = ()) -> Index:
     """Make the index of one shard from what _core.scan or _core.Writer counted. `fd`: the shard, for its mtime and for
     `lift`."""
@@ -178,7 +176,12 @@ def from_columns(columns: _core.Columns, url: str, *, fd: int | None = None, lif
         {},
     )
     mtime = os.fstat(fd).st_mtime_ns if fd is not None else 0
-    index = Index(table, Shards([url], [columns["nbytes"]], [mtime], [nsamples], [columns["nmembers"]]))
+    shards = Shards([url], [columns["nbytes"]], [mtime], [nsamples], [columns["nmembers"]])
+    if "checksum" in columns:
+        shards.checksum = [FORM.format(columns["checksum"])]
+    if "checksums" in columns:
+        table = with_column(table, columns["checksums"])
+    index = Index(table, shards)
     return index if fd is None or not lift else add_lifted(index, fd, lift)
 
 
@@ -239,9 +242,9 @@ def unsorted_hashes(index: Index) -> np.ndarray[Any, np.dtype[np.uint64]]:
 class _Known:
     """The rows of an earlier index, by shard, for the shards that are as they were."""
 
-    def __init__(self, index: Index, lift: Lift) -> None:
+    def __init__(self, index: Index, lift: Lift, level: Level) -> None:
         index.validate()
-        self.index, self.lift = index, lift
+        self.index, self.lift, self.level = index, lift, level
         self.kept = [name for name in index.lifted() if name in lift]
         self.lacking = [name for name in lift if name not in self.kept]
         self.number = {canonical(url): i for i, url in enumerate(index.shards.url)}
@@ -266,7 +269,8 @@ class _Known:
             table = add_lifted(index, fd, self.lacking).table
         finally:
             os.close(fd)
-        return Index(table.select([*CORE, *self.lift, *HIDDEN]), index.shards)
+        sums = [CHECKSUM] if CHECKSUM in table.column_names else []
+        return Index(table.select([*CORE, *self.lift, *sums, *HIDDEN]), index.shards)
 
     def _part(self, url: str, number: int) -> Index:
         first, end = self.first[number], self.first[number + 1]
@@ -274,10 +278,13 @@ class _Known:
         columns = [one_chunk(part.column(name)) for name in ("key", "fields")]
         places = [part.column(name).to_numpy() for name in ("start", "end")]
         zeros = np.zeros(len(part), np.uint32)
-        extra = {name: one_chunk(part.column(name)) for name in self.kept}
+        sums = [CHECKSUM] if self.level == "sample" and CHECKSUM in part.column_names else []
+        extra = {name: one_chunk(part.column(name)) for name in [*self.kept, *sums]}
         table = assemble(columns[0], zeros, places[0], places[1], columns[1], self.hashes[first:end], extra)
         s = self.index.shards
         shards = Shards([url], [s.nbytes[number]], [s.mtime[number]], [s.nsamples[number]], [s.nmembers[number]])
+        if self.level != "none":
+            shards.checksum = [s.checksum[number]]
         return Index(table, shards)
 
 

@@ -18,7 +18,7 @@ Array = np.ndarray[Any, Any]
 VERSION = "1"  # of the index
 CORE = ("key", "shard", "start", "end", "fields")
 HIDDEN = ("_hash", "_row")
-CHECKSUM = "checksum"  # XXH3 of the bytes [start, end) of every sample, where it was asked for
+CHECKSUM = "_checksum"  # XXH3 of the bytes [start, end) of every sample, where it was asked for
 
 FIELD_TYPE = pa.struct(
     [

@@ -7,7 +7,8 @@ WdsError
 │   ├── TrailingError                   bytes follow the end-of-archive marker
 │   ├── DuplicateFieldError             two members of one sample have the same field
 │   ├── InterleavedError                a key comes back after another key
-│   └── UnsupportedError                a member that cannot be a field as it is (sparse files)
+│   ├── UnsupportedError                a member that cannot be a field as it is (sparse files)
+│   └── ChecksumError                   bytes that are not those whose checksum the index keeps
 ├── StoreError (OSError)                a URL could not be opened or read
 │   ├── NotFoundError (FileNotFoundError)
 │   ├── AccessError (PermissionError)    no credentials, wrong or expired ones, or a login page in place of data
@@ -71,6 +72,10 @@ class InterleavedError(ShardError):
 
 class UnsupportedError(ShardError):
     """A member that cannot be a field as it is, such as a sparse file."""
+
+
+class ChecksumError(ShardError):
+    """Bytes that are not those whose checksum the index keeps."""
 
 
 class StoreError(WdsError, OSError):

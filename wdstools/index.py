@@ -8,6 +8,7 @@ File format, version 1: an Arrow IPC file, uncompressed, whose batches have thes
     end     uint64         long name blocks) to the end of the last padded member
     fields  list<struct<ext: dictionary<int32, utf8>, header: uint64, offset: uint64, nbytes: uint64>>
     ...     any other      columns lifted from fields
+    _checksum uint64       XXH3 of the bytes [start, end), where it was asked for
     _hash   uint64         XXH64 of every key, sorted over the whole file, and
     _row    uint64         the row that it belongs to
 
@@ -27,7 +28,7 @@ import numpy as np
 import pyarrow as pa
 
 from wdstools import _core, indexfile, rowbatches, soundness
-from wdstools.columns import CORE, HIDDEN, VERSION
+from wdstools.columns import CHECKSUM, CORE, HIDDEN, VERSION
 from wdstools.errors import IndexFileError, NotFoundError, WdsError
 from wdstools.indexfile import IndexFile
 from wdstools.rowbatches import RowBatches
@@ -218,7 +219,7 @@ class Index:
 
     def columns(self) -> list[str]:
         """Return the names of the columns that the file has."""
-        return [name for name in self.table.column_names if name not in HIDDEN]
+        return [name for name in self.table.column_names if name not in HIDDEN and name != CHECKSUM]
 
     def lifted(self) -> list[str]:
         """Return the names of the columns beside key, shard, start, end and fields."""

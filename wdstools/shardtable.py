@@ -9,7 +9,8 @@ from dataclasses import dataclass, field, fields
 
 from wdstools import urls
 
-_TEXTS = ("url", "etag")  # the columns that are not counts
+_TEXTS = ("url", "etag", "checksum")  # the columns that are not counts
+_OPTIONAL = ("etag", "checksum")
 _LARGEST = (1 << 63) - 1  # bytes of a file
 
 _ABSOLUTE = ("/", "s3://", "gs://", "az://", "https://", "http://")  # for a quick look
@@ -21,7 +22,8 @@ _SPECIAL = (":", "%", "?", "#", "\0", "..", "\n/", "\n.", "\n\n")
 @dataclass
 class Shards:
     """The shard table, by columns: url, nbytes, mtime in ns since 1970 (0: unknown), number of samples and members, and
-    the ETag of what is not local ("": unknown), which is optional in a file."""
+    the ETag of what is not local and the checksum of all bytes, as xxh3:0123456789abcdef ("": unknown), which are
+    optional in a file."""
 
     url: list[str] = field(default_factory=list)
     nbytes: list[int] = field(default_factory=list)
@@ -29,9 +31,11 @@ class Shards:
     nsamples: list[int] = field(default_factory=list)
     nmembers: list[int] = field(default_factory=list)
     etag: list[str] = field(default_factory=list)
+    checksum: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.etag = self.etag or [""] * len(self.url)
+        self.checksum = self.checksum or [""] * len(self.url)
 
     def __len__(self) -> int:
         return len(self.url)
@@ -56,6 +60,8 @@ class Shards:
             columns["home"] = base
         else:
             del columns["etag"]
+        if not any(self.checksum):
+            del columns["checksum"]
         return json.dumps(
             columns | {"url": [urls.relative(_absolute(url), base) for url in self.url]}, separators=(",", ":")
         )
@@ -66,8 +72,8 @@ class Shards:
 
         Raises ValueError or KeyError where the text is not a shard table."""
         raw = json.loads(text)
-        columns = {column.name: raw[column.name] for column in fields(cls) if column.name != "etag"}
-        columns["etag"] = raw.get("etag", [""] * len(columns["url"]))
+        columns = {column.name: raw[column.name] for column in fields(cls) if column.name not in _OPTIONAL}
+        columns |= {name: raw.get(name, [""] * len(columns["url"])) for name in _OPTIONAL}
         if not all(isinstance(column, list) for column in columns.values()):
             raise ValueError("shard table with a column that is not a list")
         if len({len(column) for column in columns.values()}) != 1:
@@ -75,8 +81,8 @@ class Shards:
         for name, column in columns.items():
             if name not in _TEXTS and (set(map(type, column)) - {int} or min(column, default=0) < 0):
                 raise ValueError("shard table with a count that is not a number")
-        if set(map(type, columns["url"] + columns["etag"])) - {str}:
-            raise ValueError("shard table with a URL or ETag that is not text")
+        if any(set(map(type, columns[name])) - {str} for name in _TEXTS):
+            raise ValueError("shard table with a URL, ETag or checksum that is not text")
         if "etag" in raw and raw.get("home") != base:
             named = zip(columns["url"], columns["etag"], strict=True)
             columns["etag"] = [etag if urls.is_absolute(url) else "" for url, etag in named]

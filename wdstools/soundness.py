@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from wdstools.columns import CORE, FIELD_TYPE, HIDDEN, VERSION
+from wdstools.columns import CHECKSUM, CORE, FIELD_TYPE, HIDDEN, VERSION
 
 BLOCK = 512  # what every header and every end in a tar is a multiple of
 CHECK_ROWS = 1 << 20  # rows at a time, so that the memory for it stays small
@@ -26,6 +26,8 @@ def check_schema(schema: pa.Schema) -> bytes:
     types |= {"_hash": pa.uint64(), "_row": pa.uint64()}
     if len(set(schema.names)) != len(schema.names):
         raise ValueError("two columns have the same name")
+    if CHECKSUM in schema.names:
+        types[CHECKSUM] = pa.uint64()
     for name, want in types.items():
         if schema.field(name).type != want:
             raise ValueError(f"column {name} is {schema.field(name).type}, not {want}")

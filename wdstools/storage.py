@@ -50,6 +50,22 @@ class Source:
         self._exits.__exit__(kind, error, trace)
 
 
+class Whole:
+    """A source from its start: what was read to look at it, then the rest."""
+
+    def __init__(self, source: Source) -> None:
+        rest = source.handle
+        self._head = source.head
+        self._rest: Any = open(rest, "rb", buffering=0, closefd=False) if isinstance(rest, int) else rest
+
+    def readinto(self, buffer: memoryview) -> int:
+        if not self._head:
+            return int(self._rest.readinto(buffer) or 0)
+        n = min(len(buffer), len(self._head))
+        buffer[:n], self._head = self._head[:n], self._head[n:]
+        return n
+
+
 def open_source(url: str, stores: Stores | None = None, *, raw: bool = False) -> Source:
     """Open a URL for one pass from its start: a path, file:, pipe:, `-` (stdin), http(s):, s3:, gs:, az:, or whatever
     fsspec opens.

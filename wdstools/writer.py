@@ -38,6 +38,7 @@ class ShardFile:
     `part`: also save the index of this shard under part_name(path), which is there before the shard is.
     `mtime`: the index tells that of the shard; without it, the same samples give the same index, byte for byte.
     `sync`: commit() waits until the disk has the bytes, so that a power failure cannot take them back either.
+    `checksum`: 0 for none in the index, 1 of the shard, 2 of every sample too.
     `core`: `encode`, `maxcount` and `maxsize` for add().
     As a context it commits, or removes what it wrote if an exception leaves it. Raises SourceError for a sample that
     readers would not get back (the shard stays good without it), OSError.
@@ -51,6 +52,7 @@ class ShardFile:
         part: bool = False,
         mtime: bool = True,
         sync: bool = False,
+        checksum: int = 0,
         core: Mapping[str, Any] | None = None,
     ) -> None:
         self.path = os.fspath(path)
@@ -60,7 +62,7 @@ class ShardFile:
         self.columns: Callable[[Sequence[int]], Mapping[str, Any]] | None = None  # of these rows, for the index
         self._temporary = _hidden(self.path, ".tmp")
         self._fd = os.open(self._temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
-        self._core = _core.Writer(self._fd, MTIME, **(core or {}))
+        self._core = _core.Writer(self._fd, MTIME, checksum=checksum, **(core or {}))
 
     def write(self, key: str, fields: dict[str, Value]) -> int:
         """Append a sample, fields sorted by name, and return its bytes in the shard."""

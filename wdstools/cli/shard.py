@@ -128,6 +128,11 @@ Examples:
     "--column", "lift", metavar="FIELD,...", multiple=True, callback=_list, help="Index: columns, as cls or json:width."
 )
 @click.option("--workers", type=click.IntRange(1), metavar="N", help="Default: the number of cores.")
+@click.option(
+    "--checksum", type=click.Choice(["none", "shard", "sample"]), default="shard", show_default=True,
+    help="Of what the index keeps checksums.",
+)  # fmt: skip
+@click.option("--verify", is_flag=True, help="Read every shard back from the disk, and compare its checksums.")
 @click.option("--on-error", type=click.Choice(["stop", "skip"]), default="stop", help="skip: list it in skipped.jsonl.")
 @click.option("--overwrite", is_flag=True, help="Remove the shards that DEST names first.")
 @click.option("--sync", is_flag=True, help="Wait for the disk after every shard.")

@@ -18,6 +18,7 @@ def describe(listing: Listing, options: Options, lift: Sequence[str] | None, shu
     """Return what makes the bytes of the output: the options that matter, and a digest of the source."""
     used: dict[str, Any] = {"maxcount": options.maxcount, "maxsize": options.maxsize, "shuffle": shuffle}
     used |= {"keys": options.keys, "column": None if lift is None else list(lift)}
+    used["checksum"] = options.checksum
     if shuffle or options.splits:
         used["seed"] = options.seed
     if options.splits:

@@ -152,7 +152,9 @@ def _write_target(
                 if file is None:
                     columns = lift if lift is not None else ("cls",) if "cls" in fields else ()
                     path = target.pattern % (first + len(done))
-                    file = writer.ShardFile(path, lift=columns, part=True, mtime=False, sync=options.sync)
+                    file = writer.ShardFile(
+                        path, lift=columns, part=True, mtime=False, sync=options.sync, checksum=options.checksums
+                    )
                     packer.reset()
                 if put(file, key, fields, faults):
                     packer.add(nbytes)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from wdstools import writer
-from wdstools.convert import destination, journal
+from wdstools.convert import destination, journal, proof
 from wdstools.convert.destination import Target
 from wdstools.convert.inorder import write_in_order
 from wdstools.convert.options import Options, Skipped, Summary
@@ -74,10 +74,14 @@ def _run(ready: Plan, job: journal.Job, options: Options, progress: Progress) ->
         for index in _count(summary, job.targets):
             summary.skipped += [Skipped(*item) for item in json.loads(index.metadata.get(journal.SKIPPED, "[]"))]
         summary.kept = summary.shards
+        if options.verify:
+            proof.prove(job.targets, options)
         destination.sweep(job.targets, parts=True)
         return summary
     write = write_planned if ready.shards is not None else write_in_order
     done = write(ready, options, progress, summary)
+    if options.verify:
+        proof.prove_parts(done, options)
     if not sum(written.nsamples for found in done for written in found):
         job.clear()  # nothing to go on from
         raise SourceError("every sample was left out: there is nothing to write")

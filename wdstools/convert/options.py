@@ -18,6 +18,7 @@ class Options:
     `rename`, `drop`, `keep`: fields of existing shards. `lift`: columns of the index. `sync`: see writer.ShardFile.
     `where`, `join` (tables, on `key`), `sort_by`, `descending`, `sample` (how many, or as a float which part): a subset
     of shards with an index, in the order of the index or of a column.
+    `checksum`: what the index keeps them of; `verify`: read every shard from the disk once it is written, and compare.
     """
 
     maxcount: int = 10_000
@@ -46,9 +47,16 @@ class Options:
     descending: bool = False
     sample: float | int | None = None
     workers: int | None = None
+    checksum: Literal["none", "shard", "sample"] = "shard"
+    verify: bool = False
     sync: bool = False
     on_error: Literal["stop", "skip"] = "stop"
     overwrite: bool = False
+
+    @property
+    def checksums(self) -> int:
+        """`checksum` as ShardFile takes it."""
+        return ("none", "shard", "sample").index(self.checksum)
 
     def selects(self) -> bool:
         """Say whether not all samples are wanted, or in another order."""

@@ -98,6 +98,8 @@ def _check_fields(options: Options, listing: Listing) -> None:
         raise SourceError("--rename, --drop and --keep are for existing shards")
     if listing.kind != "shards" and options.selects():
         raise SourceError("--where, --join, --sort-by and --sample are for shards that have an index")
+    if options.verify and options.checksum == "none":
+        raise SourceError("--verify compares checksums: not with --checksum none")
     if options.descending and options.sort_by is None:
         raise SourceError("--desc is for --sort-by: give that too")
     if listing.kind != "manifest" and (options.files or options.inline or options.key_column):
@@ -107,9 +109,9 @@ def _check_fields(options: Options, listing: Listing) -> None:
     if options.resize_fields and options.resize is None:
         raise SourceError("--resize-fields says which images --resize makes smaller: give --resize too")
     for name in options.lift or ():
-        from wdstools.columns import CORE, HIDDEN  # with Arrow
+        from wdstools.columns import CHECKSUM, CORE, HIDDEN  # with Arrow
 
-        if name in CORE or name in HIDDEN:
+        if name in CORE or name in HIDDEN or name == CHECKSUM:
             raise SourceError(f"--column {name}: every index has a column of that name")
 
 

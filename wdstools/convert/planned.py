@@ -119,7 +119,10 @@ def _write_shard(
     entries, fields = ready.entries, ready.listing.fields
     with contextlib.suppress(FileNotFoundError):
         os.unlink(shard.path)  # of an earlier run: the part of the new shard must never stand beside the old one
-    file = writer.ShardFile(shard.path, lift=ready.lift or (), part=True, mtime=False, sync=options.sync)
+    file = writer.ShardFile(
+        shard.path, lift=ready.lift or (), part=True, mtime=False, sync=options.sync,
+        checksum=options.checksums,
+    )  # fmt: skip
     try:
         told, samples = 0, 0
         for position in range(shard.start, shard.stop):

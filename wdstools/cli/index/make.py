@@ -12,6 +12,7 @@ from wdstools.cli.common import emit, emit_json, progress, split_commas, talk
 from wdstools.errors import DestinationError, IndexFileError, UrlError
 
 if TYPE_CHECKING:
+    from wdstools.checksums import Level
     from wdstools.index import Index
     from wdstools.sets import ShardSet
     from wdstools.shardtable import Shards
@@ -39,12 +40,16 @@ Examples:
     help="Lift a column: cls, or json:width for a value of a JSON field. Repeat it, or use commas.",
 )  # fmt: skip
 @click.option("--no-columns", is_flag=True, help="Drop the columns that the index has. Default: keep them.")
+@click.option(
+    "--checksum", type=click.Choice(["none", "shard", "sample"]),
+    help="Keep checksums of shards, or of every sample too; all bytes are read. Default: as the index does.",
+)  # fmt: skip
 @click.option("--force", is_flag=True, help="Read every shard, also those that have not changed.")
 @click.option("--workers", type=click.IntRange(1), metavar="N", help="Default: the number of cores.")
 @click.option("--json", "as_json", is_flag=True, help="Print path, shards, samples, reused and seconds as JSON.")
 def build(
-    shards: tuple[str, ...], output: str | None, columns: tuple[str, ...], no_columns: bool, force: bool,
-    workers: int | None, as_json: bool,
+    shards: tuple[str, ...], output: str | None, columns: tuple[str, ...], no_columns: bool,
+    checksum: Level | None, force: bool, workers: int | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Index SHARDS: a folder, brace patterns, URLs, or an index, whose shards are looked at again.
 
@@ -57,7 +62,9 @@ def build(
         previous, before = _previous(job, force)
         kept = [] if no_columns or before is None else before.lifted()
         lift = list(dict.fromkeys([*kept, *columns]))
-        report = _build(job, lift, previous, before, workers) | {"seconds": round(time.monotonic() - began, 3)}
+        report = _build(job, lift, checksum, previous, before, workers) | {
+            "seconds": round(time.monotonic() - began, 3)
+        }
         reports.append(report)
         shape = f"{report['shards']:,} shards ({report['reused']:,} unchanged), {report['samples']:,} samples"
         done = f"{shape}, in {report['seconds']:.1f} s" if report["written"] else f"up to date: {shape}"
@@ -126,9 +133,14 @@ def _previous(job: ShardSet, force: bool) -> tuple[Index | None, Index | None]:
 
 
 def _build(
-    job: ShardSet, lift: list[str], previous: Index | None, before: Index | None, workers: int | None
-) -> dict[str, Any]:
+    job: ShardSet, lift: list[str], checksum: Level | None, previous: Index | None, before: Index | None,
+    workers: int | None,
+) -> dict[str, Any]:  # fmt: skip
     from wdstools.build import refresh
+    from wdstools.checksums import level_of
+
+    if checksum is None and before is not None:  # with --force there is no previous one
+        checksum = level_of(before)
 
     def metadata(shards: Shards) -> dict[str, str]:
         """What a writer said of the shards in the index before holds if they are the same."""
@@ -136,7 +148,7 @@ def _build(
 
     with progress(len(job.shards), "shards", "index") as bar:
         built = refresh(
-            job.index, job.shards, lift=lift, workers=workers, previous=previous, metadata=metadata,
+            job.index, job.shards, lift=lift, checksum=checksum, workers=workers, previous=previous, metadata=metadata,
             progress=lambda _: bar.update(1),
         )  # fmt: skip
     index = built.index
