@@ -3,6 +3,7 @@
 
 #include "checksum.h"
 
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -98,3 +99,32 @@ void reading_sums_add(reading_sums *s, const unsigned char *p, size_t n) {
 }
 
 void reading_sums_finish(reading_sums *s) { s->shard = XXH3_64bits_digest(s->whole); }
+
+/* crc_tables[k][b]: what byte b does to the checksum with k zero bytes behind it. */
+static uint32_t crc_tables[8][256];
+static pthread_once_t crc_once = PTHREAD_ONCE_INIT;
+
+static void make_crc_tables(void) {
+  for (uint32_t b = 0; b < 256; b++) {
+    uint32_t crc = b;
+    for (int bit = 0; bit < 8; bit++) crc = crc >> 1 ^ (crc & 1 ? 0x82f63b78u : 0);
+    crc_tables[0][b] = crc;
+  }
+  for (int k = 1; k < 8; k++)
+    for (int b = 0; b < 256; b++) {
+      uint32_t before = crc_tables[k - 1][b];
+      crc_tables[k][b] = before >> 8 ^ crc_tables[0][before & 255];
+    }
+}
+
+uint32_t crc32c(const unsigned char *p, size_t n) {
+  uint32_t crc = UINT32_MAX;
+  pthread_once(&crc_once, make_crc_tables);
+  for (; n >= 8; p += 8, n -= 8) {
+    uint32_t low = crc ^ ((uint32_t)p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16 | (uint32_t)p[3] << 24);
+    crc = crc_tables[7][low & 255] ^ crc_tables[6][low >> 8 & 255] ^ crc_tables[5][low >> 16 & 255] ^
+          crc_tables[4][low >> 24] ^ crc_tables[3][p[4]] ^ crc_tables[2][p[5]] ^ crc_tables[1][p[6]] ^ crc_tables[0][p[7]];
+  }
+  while (n--) crc = crc >> 8 ^ crc_tables[0][(crc ^ *p++) & 255];
+  return ~crc;
+}

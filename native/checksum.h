@@ -31,4 +31,8 @@ void reading_sums_add(reading_sums *s, const unsigned char *p, size_t n);
 void reading_sums_finish(reading_sums *s);
 void reading_sums_close(reading_sums *s);
 
+uint32_t crc32c(const unsigned char *p, size_t n); /* Castagnoli's, as TFRecord has it */
+
+uint32_t crc32c(const unsigned char *p, size_t n); /* Castagnoli's, as TFRecord has it */
+
 #endif

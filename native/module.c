@@ -77,6 +77,7 @@ static PyMethodDef core_methods[] = {
     {"checksums", core_checksums, METH_VARARGS,
      "checksums(source, url, starts, ends): (bytes read, XXH3 of them, XXH3 of every [start, end) as native u64), all in "
      "one pass; fewer of the last where the source ends before"},
+    {"crc32c", core_crc32c, METH_O, "crc32c(bytes): CRC-32C (Castagnoli)"},
     {"bring_in", core_bring_in, METH_VARARGS,
      "bring_in(fd, start, end): read bytes [start, end) of a file into the page cache, in turn on a disk that seeks"},
     {"format_header", core_format, METH_VARARGS, "format_header(name, nbytes, mtime): the header group of a regular file"},

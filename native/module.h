@@ -101,6 +101,7 @@ PyObject *core_survey(PyObject *module, PyObject *args);
 
 /* py_check.c */
 PyObject *core_checksums(PyObject *module, PyObject *args);
+PyObject *core_crc32c(PyObject *module, PyObject *data);
 
 /* py_turn.c */
 PyObject *core_bring_in(PyObject *module, PyObject *args);

@@ -1,4 +1,4 @@
-/* py_check.c: checksums(), of a shard and of its samples. */
+/* py_check.c: checksums(), of a shard and of its samples; crc32c(). */
 #include "checksum.h"
 #include "module.h"
 
@@ -93,4 +93,15 @@ done:
   PyBuffer_Release(&starts);
   PyBuffer_Release(&ends);
   return result;
+}
+
+PyObject *core_crc32c(PyObject *Py_UNUSED(module), PyObject *data) {
+  Py_buffer view;
+  if (PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)) return NULL;
+  uint32_t crc;
+  Py_BEGIN_ALLOW_THREADS
+  crc = crc32c(view.buf, (size_t)view.len);
+  Py_END_ALLOW_THREADS
+  PyBuffer_Release(&view);
+  return PyLong_FromUnsignedLong(crc);
 }

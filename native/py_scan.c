@@ -292,9 +292,11 @@ static PyObject *walker_next(PyObject *op) {
 }
 
 static PyObject *walker_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
-  static char *names[] = {"source", "url", NULL};
+  static char *names[] = {"source", "url", "start", "end", NULL};
   PyObject *source, *url;
-  if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OU", names, &source, &url)) return NULL;
+  uint64_t start = 0, end = UINT64_MAX;
+  if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OU|$O&O&", names, &source, &url, as_u64, &start, as_u64, &end))
+    return NULL;
   WalkerObject *self = (WalkerObject *)type->tp_alloc(type, 0);
   if (!self) return NULL;
   self->st = PyType_GetModuleState(type);
@@ -303,7 +305,15 @@ static PyObject *walker_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
     Py_DECREF(self);
     return NULL;
   }
-  if (!self->h.sequential) self->h.b.more = window_more_unlocked;
+  if (!self->h.sequential) {
+    self->h.b.more = window_more_unlocked;
+    self->h.b.pos = self->next = start;
+    if (end < self->h.b.size) self->h.b.size = end;
+  } else if (start || end != UINT64_MAX) {
+    PyErr_SetString(PyExc_ValueError, "only a regular file can be walked from start to end");
+    Py_DECREF(self);
+    return NULL;
+  }
   return (PyObject *)self;
 }
 
@@ -329,7 +339,7 @@ static void walker_dealloc(PyObject *op) {
 }
 
 static PyType_Slot walker_slots[] = {
-    {Py_tp_doc, "Walker(source, url): (name, type, linkname, start, header, offset, nbytes) of each member"},
+    {Py_tp_doc, "Walker(source, url, *, start, end): (name, type, linkname, start, header, offset, nbytes) of each member"},
     {Py_tp_new, walker_new},
     {Py_tp_dealloc, walker_dealloc},
     {Py_tp_traverse, walker_traverse},

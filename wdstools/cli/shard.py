@@ -109,14 +109,13 @@ Examples:
 @click.option("--dotted-fields", "dotted", is_flag=True, help="Take a.0.jpg for the field 0.jpg of a.")
 @click.option("-0", "--null", "nul", is_flag=True, help="Paths on stdin end with NUL, as find -print0 writes them.")
 @click.option("--files", metavar="COLUMN[=FIELD]", multiple=True, callback=_pairs, help="Manifest: a column of paths.")
-@click.option(
-    "--inline", metavar="COLUMN,...", multiple=True, callback=_list, help="Manifest: columns that are fields."
-)
-@click.option("--key-column", metavar="COLUMN", help="Manifest: the column of keys.")
-@click.option("--rename", metavar="OLD=NEW", multiple=True, callback=_pairs, help="Shards: rename a field.")
-@click.option("--drop", metavar="FIELD,...", multiple=True, callback=_set, help="Shards: leave fields out.")
-@click.option("--keep", metavar="FIELD,...", multiple=True, callback=_set, help="Shards: leave all other fields out.")
-@click.option("--where", metavar="SQL", help="Shards: only samples for which a condition over the index holds.")
+@click.option("--inline", metavar="COLUMN,...", multiple=True, callback=_list, help="Tables: columns that are fields.")
+@click.option("--key-column", metavar="COLUMN", help="Tables: the column of keys.")
+@click.option("--rename", metavar="OLD=NEW", multiple=True, callback=_pairs, help="Rename a field.")
+@click.option("--drop", metavar="FIELD,...", multiple=True, callback=_set, help="Leave fields out.")
+@click.option("--keep", metavar="FIELD,...", multiple=True, callback=_set, help="Leave all other fields out.")
+@click.option("--map", metavar="MODULE:FUNCTION", help="Put every sample through a function, in worker processes.")
+@click.option("--where", metavar="SQL", help="Only samples for which a condition over the index or the columns holds.")
 @click.option("--join", metavar="TABLE", multiple=True, help="Shards: columns of a .csv or .parquet, by key.")
 @click.option("--sort-by", metavar="COLUMN", help="Shards: write the samples in the order of a column.")
 @click.option("--desc", "descending", is_flag=True, help="The largest first.")
@@ -142,7 +141,9 @@ def command(source: str, dest: str, dry_run: bool, as_json: bool, lift: tuple[st
     """Write SOURCE as WebDataset shards, with an index, to DEST.
 
     SOURCE: a folder with a folder for each class; a folder of files, where those with one name are one sample; a
-    manifest (.csv .tsv .jsonl .parquet); shards (.tar, braces, URLs, .wdsindex); or - for paths on stdin.
+    manifest (.csv .tsv .jsonl .parquet); shards (.tar, braces, URLs, .wdsindex); Parquet or Arrow files with the bytes,
+    one or a folder of Hugging Face; .tfrecord; a folder of MDS or LitData; a .zip; a tar of tars; or - for paths on
+    stdin.
     DEST: a pattern such as out/train-%06d.tar, or a folder.
 
     The same command again goes on where it was stopped. The same source and options give the same bytes.

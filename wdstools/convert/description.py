@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from wdstools.convert import mapping
 from wdstools.convert.options import Options
 from wdstools.convert.sources import Listing
 from wdstools.errors import SourceError
@@ -30,11 +31,14 @@ def describe(listing: Listing, options: Options, lift: Sequence[str] | None, shu
             raise SourceError("--resize needs Pillow: pip install 'wdstools[images]'") from error
         used |= {"resize": options.resize, "quality": options.quality, "pillow": pillow}
         used["resize-fields"] = sorted(options.resize_fields)
+    if options.map is not None:
+        used |= {"map": options.map, "map's module": mapping.digest(options.map)}
     if options.selects():
         used |= {"where": options.where, "join": list(options.join), "sample": options.sample, "seed": options.seed}
         used |= {"sort-by": options.sort_by, "desc": options.descending}
     if listing.stream is not None:
         used |= {"rename": [list(pair) for pair in options.rename]}
+        used |= {"inline": list(options.inline), "key-column": options.key_column, "where": options.where}
         used |= {"drop": sorted(options.drop), "keep": sorted(options.keep)}
     state = hashlib.blake2b(digest_size=16)
     state.update(repr((listing.kind, listing.identity, listing.classes)).encode("utf-8", "surrogateescape"))

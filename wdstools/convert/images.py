@@ -57,7 +57,7 @@ def shrink_fields(shrink: Shrink, fields: Mapping[str, Any]) -> dict[str, tuple[
             continue
         path = str(value[0]) if isinstance(value, tuple) else f"field {name!r}"
         try:
-            data = _read(*value) if isinstance(value, tuple) else value
+            data = read_file(*value) if isinstance(value, tuple) else value
             small = shrink_image(bytes(data), shrink)
         except SourceError as error:
             return Failure(path, str(error), "")
@@ -78,7 +78,8 @@ def shrink_fields(shrink: Shrink, fields: Mapping[str, Any]) -> dict[str, tuple[
     return found
 
 
-def _read(path: str, nbytes: int) -> bytes:
+def read_file(path: str, nbytes: int) -> bytes:
+    """Return the bytes of a file of this size. Raises SourceError where it is another, OSError."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO must not hang us
     try:
         about = os.fstat(fd)

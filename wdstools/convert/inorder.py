@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from wdstools import writer
-from wdstools.convert import images, journal
+from wdstools.convert import images, journal, mapping
 from wdstools.convert.destination import Target
 from wdstools.convert.journal import Written
 from wdstools.convert.options import Options, Skipped, Summary
@@ -25,7 +25,6 @@ from wdstools.convert.put import left_out, put
 from wdstools.convert.sources import Faults, Fields
 from wdstools.errors import SourceError
 
-Sample = tuple[str, Fields]
 Item = tuple[str, Fields | images.Failure]
 ANEW = "Give --overwrite to make all anew"
 
@@ -42,7 +41,11 @@ def write_in_order(ready: Plan, options: Options, progress: Progress, summary: S
             for number, path in target.existing():
                 if number >= len(kept):
                     os.unlink(path)  # of this job, as Job has checked, and behind one that must be written anew
-            items = apply(_samples(ready, numbers, kept))
+            if options.map is None:
+                items = apply(_samples(ready, numbers, kept))
+            else:  # how many a sample becomes is known when it has been mapped
+                items = apply(_samples(ready, numbers, []))
+                _pass_over(itertools.islice(items, _covered(kept)), kept)
             found, rest = _write_target(target, items, len(kept), ready.lift, options, progress)
             done.append(kept + found)
             summary.skipped += [item for written in done[-1] for item in written.skipped] + rest
@@ -62,7 +65,7 @@ def _covered(kept: list[Written]) -> int:
     return sum(part.nsamples + len(part.skipped) for part in kept)
 
 
-def _samples(ready: Plan, numbers: Numbers, kept: list[Written]) -> Iterator[Sample]:
+def _samples(ready: Plan, numbers: Numbers, kept: list[Written]) -> Iterator[Item]:
     """The samples of a target that the finished shards do not cover."""
     listing = ready.listing
     start = _covered(kept)
@@ -76,7 +79,7 @@ def _samples(ready: Plan, numbers: Numbers, kept: list[Written]) -> Iterator[Sam
     yield from samples
 
 
-def _pass_over(samples: Iterator[Sample], kept: list[Written]) -> None:
+def _pass_over(samples: Iterator[Item], kept: list[Written]) -> None:
     """Raises SourceError where a stream does not begin with what the finished shards hold and what they left out."""
     keys = (index.key(row) for part in kept for index in (part.load(),) for row in range(len(index)))
     gone = {item.key for part in kept for item in part.skipped}
@@ -90,21 +93,23 @@ def _pass_over(samples: Iterator[Sample], kept: list[Written]) -> None:
         raise SourceError(f"the source ends before sample {wanted!r}, which it had: it has changed. {ANEW}")
 
 
-def _applier(stack: contextlib.ExitStack, options: Options) -> Callable[[Iterator[Sample]], Iterator[Item]]:
-    """A function that makes images smaller on their way, some at a time."""
-    if options.resize is None:
-        return lambda samples: samples
-    shrink = images.Shrink(options.resize, options.quality, options.resize_fields)
+def _applier(stack: contextlib.ExitStack, options: Options) -> Callable[[Iterator[Item]], Iterator[Item]]:
+    """A function that maps samples and makes images smaller on their way, some at a time."""
     workers = options.workers or os.cpu_count() or 1
+    mapped = mapping.start(stack, options.map, workers) if options.map is not None else None
+    if options.resize is None:
+        return mapped or (lambda samples: samples)
+    shrink = images.Shrink(options.resize, options.quality, options.resize_fields)
     stack.enter_context(warnings.catch_warnings())  # here, before there are threads: it is the process's
     warnings.filterwarnings("ignore", module=r"PIL\.")  # what is wrong with an image, we say
     pool = ThreadPoolExecutor(workers, "wds-shard")
     stack.callback(pool.shutdown, wait=True, cancel_futures=True)
 
-    def apply(samples: Iterator[Sample]) -> Iterator[Item]:
-        pending: deque[tuple[str, Fields, Future[Any]]] = deque()
-        for key, fields in samples:
-            pending.append((key, fields, pool.submit(images.shrink_fields, shrink, fields)))
+    def apply(samples: Iterator[Item]) -> Iterator[Item]:
+        pending: deque[tuple[str, Fields | images.Failure, Future[Any]]] = deque()
+        for key, fields in mapped(samples) if mapped else samples:
+            small = pool.submit(images.shrink_fields, shrink, {} if isinstance(fields, images.Failure) else fields)
+            pending.append((key, fields, small))
             if len(pending) >= 4 * workers:
                 key, fields, future = pending.popleft()
                 yield key, _replaced(fields, future.result())
@@ -115,9 +120,11 @@ def _applier(stack: contextlib.ExitStack, options: Options) -> Callable[[Iterato
     return apply
 
 
-def _replaced(fields: Fields, small: dict[str, tuple[str, bytes]] | images.Failure) -> Fields | images.Failure:
-    if isinstance(small, images.Failure):
-        return small
+def _replaced(
+    fields: Fields | images.Failure, small: dict[str, tuple[str, bytes]] | images.Failure
+) -> Fields | images.Failure:
+    if isinstance(fields, images.Failure) or isinstance(small, images.Failure):
+        return fields if isinstance(fields, images.Failure) else small  # type: ignore[return-value]
     found: Fields = {}
     for name, value in fields.items():
         new, data = small.get(name, (name, value))

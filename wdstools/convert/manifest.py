@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from wdstools import encode
+from wdstools.convert.condition import holding
 from wdstools.convert.entries import Entry
 from wdstools.convert.options import Options
 from wdstools.convert.sources import Faults, Listing, finish, relative_key, split_file, why_no_field
@@ -44,7 +45,7 @@ def list_manifest(path: str, options: Options, faults: Faults) -> Listing:
     listing = Listing("manifest", root, name=os.path.basename(path).partition(".")[0])
     columns: _Columns | None = None
     table = _Table(path, faults)
-    for where, row in table.rows():
+    for where, row in holding(table.rows(), options.where, table.typed):
         if columns is None:
             columns = _choose(path, row, root, options)
         try:
@@ -156,26 +157,27 @@ def _inlined(row: Row, rest: Row, columns: _Columns) -> dict[str, bytes]:
                 raise ValueError(f"{both[0]!r} is a column and a name in column 'json'")
             rest = {**whole, **rest}
             continue
-        found[name.lower()] = _bytes(value, name)
+        found[name.lower()] = as_bytes(value, name)
     if rest:
-        found["json"] = json.dumps(_plain(rest), ensure_ascii=False).encode("utf-8", "surrogatepass")
+        found["json"] = json.dumps(plain(rest), ensure_ascii=False).encode("utf-8", "surrogatepass")
     return found
 
 
-def _bytes(value: Any, name: str) -> bytes:
+def as_bytes(value: Any, name: str) -> bytes:
+    """Return a value as a field of this name. Raises EncodeError, ValueError."""
     if isinstance(value, bool | dict | list):
-        return json.dumps(_plain(value), ensure_ascii=False).encode()
+        return json.dumps(plain(value), ensure_ascii=False).encode()
     if isinstance(value, float) and value.is_integer() and name == "cls":
         value = int(value)  # a column of integers with a null, as pandas writes it
     return encode.encode(value if isinstance(value, bytes | str) else str(value), name)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """A value as JSON has it: no NaN, dates and decimals as text. Raises ValueError for bytes."""
     if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     if isinstance(value, bytes):
         raise ValueError("a column of bytes has no place in json: make it a field with --inline")
     if isinstance(value, float):
@@ -189,6 +191,10 @@ class _Table:
     def __init__(self, path: str, faults: Faults) -> None:
         self.path, self.faults = path, faults
         self.kinds: Kinds = {}
+
+    def typed(self, item: tuple[str, Row]) -> Row:
+        """What a condition sees of a row."""
+        return {n: self.kinds[n](v) if n in self.kinds and v is not None else v for n, v in item[1].items()}
 
     def rows(self) -> Iterator[tuple[str, Row]]:
         """Yield (where, row)."""

@@ -17,7 +17,7 @@ class Options:
     `files`: (column, field or "") of a manifest; `inline`: its columns that become fields; `key_column`: its keys.
     `rename`, `drop`, `keep`: fields of existing shards. `lift`: columns of the index. `sync`: see writer.ShardFile.
     `where`, `join` (tables, on `key`), `sort_by`, `descending`, `sample` (how many, or as a float which part): a subset
-    of shards with an index, in the order of the index or of a column.
+    of shards with an index, in the order of the index or of a column. `map`: module:function, see mapping.py.
     `checksum`: what the index keeps them of; `verify`: read every shard from the disk once it is written, and compare.
     """
 
@@ -41,6 +41,7 @@ class Options:
     drop: frozenset[str] = frozenset()
     keep: frozenset[str] = frozenset()
     lift: tuple[str, ...] | None = None
+    map: str | None = None
     where: str | None = None
     join: tuple[str, ...] = ()
     sort_by: str | None = None

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import glob
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from wdstools import writer
-from wdstools.convert import description, destination, manifest, order, shards, tree
+from wdstools.convert import archives, description, destination, manifest, order, records, shards, tfrecord, tree
 from wdstools.convert.destination import ShardPlan, Target
-from wdstools.convert.entries import Entries, sizes
+from wdstools.convert.entries import Entries, Entry, sizes
 from wdstools.convert.options import Options, Skipped
 from wdstools.convert.order import Numbers
-from wdstools.convert.sources import Faults, Listing, number_keys
+from wdstools.convert.sources import Faults, Listing, check_field, number_keys
 from wdstools.errors import DestinationError, SourceError
+
+FILES = frozenset({"flat", "classes", "paths", "manifest", "zip", "nested"})
+RECORDS = frozenset({"parquet", "tfrecord", "mds", "litdata"})
 
 
 @dataclass
@@ -41,6 +45,8 @@ def list_source(source: str, options: Options, faults: Faults, paths: Iterable[s
     """List a SOURCE of any kind; `paths` are those on stdin, for `-`. Raises SourceError."""
     if source == "-":
         return tree.list_paths(paths, options, faults)
+    if (listing := _list_other(source, options, faults)) is not None:
+        return listing
     if source.endswith(".wdsindex") or shards.is_shards(source):
         return shards.list_shards(source, options, faults)
     if os.path.isdir(source):
@@ -50,11 +56,36 @@ def list_source(source: str, options: Options, faults: Faults, paths: Iterable[s
     return manifest.list_manifest(source, options, faults)
 
 
+def _list_other(source: str, options: Options, faults: Faults) -> Listing | None:
+    """The listing of a source in the format of another tool, None for one that is in none. Raises SourceError."""
+    if archives.is_zip(source):
+        return archives.list_zip(source, options, faults)
+    if archives.is_nested(source):
+        return archives.list_nested(source, options, faults)
+    if tfrecord.is_tfrecord(source) and (files := sorted(glob.glob(source)) or [source]) and os.path.isfile(files[0]):
+        return tfrecord.list_tfrecord(source, files, options)
+    folder = os.path.isdir(source)
+    if folder and os.path.exists(os.path.join(source, "index.json")):
+        from wdstools.convert import litdata, mds  # with numpy
+
+        if mds.is_mds(source):
+            return mds.list_mds(source, options)
+        if litdata.is_litdata(source):
+            return litdata.list_litdata(source, options)
+    if not folder and not source.endswith(records.ARROW) and "*" not in source:
+        return None
+    from wdstools.convert import parquet  # with Arrow
+
+    return parquet.list_source(source, options)
+
+
 def make_plan(source: str, dest: str, options: Options, paths: Iterable[str] = ()) -> Plan:
     """Say what a conversion would do; nothing is written. Raises SourceError, DestinationError."""
     faults = Faults(options.on_error == "skip")
     listing = list_source(source, options, faults, paths)
     _check_fields(options, listing)
+    if listing.kind in FILES and (options.rename or options.drop or options.keep):
+        listing.entries = _picked(listing.entries, options, faults)
     found = destination.targets(dest, listing.name, options.splits)
     _check_apart(listing, found)
     entries = listing.entries
@@ -67,17 +98,40 @@ def make_plan(source: str, dest: str, options: Options, paths: Iterable[str] = (
     if shuffle:
         orders = [order.shuffled(entries, numbers, options.seed) for numbers in orders]
     lift = options.lift
-    if lift is None and listing.stream is None:
+    if lift is None and options.map is not None:
+        pass  # what fields there are is known when they are written
+    elif lift is None and listing.stream is None:
         lift = ("cls",) if entries.has_field("cls") else ()
     elif lift is not None:
         lift = tuple(name for name in lift if name not in listing.carried)
     described = description.describe(listing, options, lift if options.lift is None else options.lift, shuffle)
-    if options.keys == "number":
+    if options.keys == "number" and listing.stream is None:
         entries = number_keys(entries)
     packed = None
-    if options.resize is None and listing.stream is None:
+    if options.resize is None and options.map is None and listing.stream is None:
         packed = [_pack(entries, numbers, t, options) for t, numbers in zip(found, orders, strict=True)]
     return Plan(listing, found, entries, orders, packed, lift, described, faults.skipped)
+
+
+def _picked(entries: Entries, options: Options, faults: Faults) -> Entries:
+    """The entries with their fields renamed and left out. Raises SourceError for a field that none has."""
+    pick, found, seen = shards.picker(options), Entries(), set[str]()
+    for key, group, parts in entries:
+        seen.update(parts[::3])
+        kept: list[Any] = []
+        for k in range(0, len(parts), 3):
+            new = pick(parts[k])
+            if new is not None:
+                wrong = check_field(new) or (new in kept[::3] and ("two files for one field", repr(new)))
+                if wrong:
+                    raise SourceError(f"sample {key!r}: {': '.join(wrong)}")
+                kept += (new, parts[k + 1], parts[k + 2])
+        if kept:
+            found.append(Entry(key, group, tuple(kept)))
+        else:
+            faults.add(key, f"sample {key}", "no field is left", f"it has {', '.join(parts[::3])}")
+    shards.check_lacking(options, seen)
+    return found
 
 
 def _pack(entries: Entries, numbers: Numbers, target: Target, options: Options) -> list[ShardPlan]:
@@ -94,17 +148,24 @@ def _check_fields(options: Options, listing: Listing) -> None:
             raise SourceError("--by says what --split keeps in proportion: give --split too")
         if listing.kind in ("flat", "paths") or (listing.kind == "classes" and options.by != "cls"):
             raise SourceError(f"--by {options.by}: the samples have no such field before they are read")
-    if listing.kind not in ("shards", "stream") and (options.rename or options.drop or options.keep):
-        raise SourceError("--rename, --drop and --keep are for existing shards")
-    if listing.kind != "shards" and options.selects():
-        raise SourceError("--where, --join, --sort-by and --sample are for shards that have an index")
+    recorded = listing.kind in RECORDS
+    if listing.kind != "shards" and (options.join or options.sort_by is not None or options.sample is not None):
+        raise SourceError("--join, --sort-by and --sample are for shards that have an index")
+    if not recorded and listing.kind not in ("shards", "manifest") and options.where is not None:
+        raise SourceError("--where is for shards that have an index, manifests, and records, as of Parquet")
     if options.verify and options.checksum == "none":
         raise SourceError("--verify compares checksums: not with --checksum none")
     if options.descending and options.sort_by is None:
         raise SourceError("--desc is for --sort-by: give that too")
-    if listing.kind != "manifest" and (options.files or options.inline or options.key_column):
+    if listing.kind != "manifest" and (options.files or (not recorded and (options.inline or options.key_column))):
         raise SourceError("--files, --inline and --key-column are for manifests")
-    if listing.stream is not None and options.keys == "number":
+    if listing.stream is not None:
+        for text, given in (("--shuffle", options.shuffle), ("--split", options.splits)):
+            if given:
+                raise SourceError(
+                    f"{text} needs samples that can be read in any order: make shards first, then of those"
+                )
+    if listing.kind == "stream" and options.keys == "number":
         raise SourceError("--keys number needs shards that can be read in any order")
     if options.resize_fields and options.resize is None:
         raise SourceError("--resize-fields says which images --resize makes smaller: give --resize too")

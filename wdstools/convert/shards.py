@@ -51,7 +51,7 @@ def list_shards(source: str, options: Options, faults: Faults) -> Listing:
     ]  # fmt: skip
     if wanted:
         raise SourceError(f"{source}: {wanted[0]} needs shards that can be read in any order: uncompressed local files")
-    pick = _picker(options)
+    pick = picker(options)
 
     def stream() -> Iterator[tuple[str, Fields]]:
         from wdstools import reader
@@ -104,7 +104,7 @@ def _note_times(listing: Listing, names: Iterable[str]) -> None:
                 listing.saw(os.stat(path), path)
 
 
-def _picker(options: Options) -> Callable[[str], str | None]:
+def picker(options: Options) -> Callable[[str], str | None]:
     """A function of the name of a field: its new name, or None to leave it out."""
     renamed = dict(options.rename)
 
@@ -124,9 +124,11 @@ def _list_local(source: str, options: Options, faults: Faults) -> Listing:
     except NotFoundError as error:
         raise SourceError(str(error)) from error
     _check_finished(source, data.index.shards.url)
-    pick = _picker(options)
+    pick = picker(options)
     groups = _groups(data, options.by) if options.by else None
-    changed = bool(options.rename or options.drop or options.keep or options.resize or options.keys == "number")
+    changed = bool(
+        options.rename or options.drop or options.keep or options.resize or options.map or options.keys == "number"
+    )
     if options.selects():
         data = _select(data, options, source)
     whole = data if isinstance(data.rows, range) else Dataset(data.index, views=True)  # a row is its number there
@@ -172,8 +174,7 @@ def _list_local(source: str, options: Options, faults: Faults) -> Listing:
         elif not seen:
             faults.add(key, f"sample {key}", "no field is left", f"it has {', '.join(n for n, _ in found)}")
 
-    if lacking := {*options.drop, *options.keep, *(old for old, _ in options.rename)} - seen_at_all.keys():
-        raise SourceError(f"{source}: no sample has a field {min(lacking)!r}; they have {', '.join(seen_at_all)}")
+    check_lacking(options, seen_at_all, source)
 
     def read(entry: Entry) -> Fields:
         fields: Fields = {}
@@ -192,6 +193,14 @@ def _select(data: Dataset, options: Options, source: str) -> Dataset:
     from wdstools.convert import subset  # with Arrow's functions
 
     return subset.select(data, options, source)
+
+
+def check_lacking(options: Options, seen: Iterable[str], source: str = "") -> None:
+    """Raises SourceError where a field is to be changed that no sample has. `seen`: those that they have."""
+    known = dict.fromkeys(seen)
+    if lacking := {*options.drop, *options.keep, *(old for old, _ in options.rename)} - known.keys():
+        where = f"{source}: " if source else ""
+        raise SourceError(f"{where}no sample has a field {min(lacking)!r}; they have {', '.join(known)}")
 
 
 def _fields(data: Any) -> Iterator[tuple[int, list[tuple[str, int]]]]:

@@ -40,7 +40,7 @@ class Listing:
 
     `read(entry)` gives the fields of a sample, ready for ShardFile.write, or a Span to copy. `carried`: columns of the
     index that come with the samples. `stream`, instead of entries: samples that
-    can only be taken one after the other; `identity`: what is known of them beforehand.
+    can only be taken one after the other, fields or an images.Failure; `identity`: what is known of them beforehand.
     """
 
     kind: str
@@ -51,7 +51,7 @@ class Listing:
     name: str = ""
     read: Callable[[Entry], Any] | None = None
     carried: frozenset[str] = frozenset()
-    stream: Callable[[], Iterator[tuple[str, Fields]]] | None = None
+    stream: Callable[[], Iterator[tuple[str, Any]]] | None = None
     identity: str = ""
     local_shards: list[str] = field(default_factory=list)
     folder: str = ""

@@ -1,0 +1,178 @@
+"""Zip files, and tars of tars (as ImageNet comes: a tar for each class), as files in folders. Nothing is unpacked."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+from wdstools import _core
+from wdstools.convert.entries import Entry
+from wdstools.convert.options import Options
+from wdstools.convert.sources import Faults, Fields, Listing, finish, relative_key, split_file, why_no_field
+from wdstools.errors import ShardError, SourceError
+
+_JUNK = ("__MACOSX/", "Thumbs.db", "desktop.ini")
+
+
+class _Inside(NamedTuple):
+    """A file in an archive. `place`: a number or offset, as its reader takes it."""
+
+    name: str
+    place: Any
+    nbytes: int
+    label: int | None = None
+
+
+def is_zip(path: str) -> bool:
+    """Say whether a file is a zip file, by its name."""
+    return path.lower().endswith(".zip") and os.path.isfile(path)
+
+
+def is_nested(path: str) -> bool:
+    """Say whether a local tar holds tars: its first file is one."""
+    if not path.lower().endswith(".tar") or not os.path.isfile(path):
+        return False
+    with open(path, "rb") as file:
+        try:
+            for name, kind, *_ in _core.Walker(file.fileno(), path):
+                if kind == "f":
+                    return name.lower().endswith(".tar")
+        except ShardError:
+            return False  # whoever reads it will say it better
+    return False
+
+
+def list_zip(path: str, options: Options, faults: Faults) -> Listing:
+    """List a zip file: files with one name are one sample, as in a folder. Raises SourceError."""
+    if options.layout == "classes":
+        raise SourceError(f"{path}: a zip file is listed flat; unzip it for --layout classes")
+    try:
+        archive = zipfile.ZipFile(path)
+    except zipfile.BadZipFile as error:
+        raise SourceError(f"{path}: not a zip file, or a damaged one: {error}") from error
+    infos = archive.infolist()
+    listing = _listing("zip", path)
+    if any(info.flag_bits & 1 for info in infos):
+        raise SourceError(f"{path}: holds encrypted files")
+    found = (_Inside(info.filename, i, info.file_size) for i, info in enumerate(infos) if not info.is_dir())
+    _collect(listing, found, path, options, faults)
+
+    def read(entry: Entry) -> Fields:
+        fields: Fields = {}
+        for name, place, nbytes in zip(*[iter(entry.parts)] * 3, strict=True):
+            try:
+                data = archive.read(infos[place])  # which checks its CRC
+            except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+                raise SourceError(f"{path}: {infos[place].filename}: {error}") from error
+            if len(data) != nbytes:
+                raise SourceError(f"{path}: {infos[place].filename}: {len(data)} bytes, where it should have {nbytes}")
+            fields[name] = data
+        return fields
+
+    listing.read = read
+    return finish(listing, options, faults, path)
+
+
+def list_nested(path: str, options: Options, faults: Faults) -> Listing:
+    """List a tar of tars: each is a class, called by its name, unless the layout is flat. Raises SourceError,
+    ShardError."""
+    listing = _listing("nested", path)
+    file = open(path, "rb", buffering=0)  # as long as the listing
+    fd = file.fileno()
+    inner = []
+    for name, kind, _, _, _, offset, nbytes in _core.Walker(fd, path):
+        if kind == "f" and not _is_junk(name):
+            if not name.lower().endswith(".tar"):
+                raise SourceError(f"{path}: holds {name} beside tars: unpack it")
+            inner.append((os.path.normpath(name[:-4]), offset, nbytes))
+    names = sorted(name for name, _, _ in inner)
+    classes = {name: number for number, name in enumerate(names)}
+    if len(classes) < len(names):
+        raise SourceError(f"{path}: holds two tars with one name")
+    if options.layout != "flat":
+        listing.classes = {os.path.basename(name): number for name, number in classes.items()}
+        listing.shuffle = True
+        if len(listing.classes) < len(classes):
+            raise SourceError(f"{path}: two of its tars are called alike: say --layout flat")
+    _collect(listing, _members(fd, path, inner, classes, options.layout == "flat"), path, options, faults)
+
+    def read(entry: Entry) -> Fields:
+        fields: Fields = {}
+        for name, place, nbytes in zip(*[iter(entry.parts)] * 3, strict=True):
+            if isinstance(place, bytes):
+                fields[name] = place
+                continue
+            data = os.pread(file.fileno(), nbytes, place) if nbytes < 1 << 30 else _pread(file.fileno(), nbytes, place)
+            if len(data) != nbytes:
+                raise SourceError(f"{path}: cut short while it was read")
+            fields[name] = data
+        return fields
+
+    listing.read = read
+    return finish(listing, options, faults, path)
+
+
+def _members(
+    fd: int, path: str, inner: Iterable[tuple[str, int, int]], classes: dict[str, int], flat: bool
+) -> Iterator[_Inside]:
+    for folder, start, nbytes in inner:
+        url = f"{path}: {folder}.tar"
+        for name, kind, _, _, _, offset, size in _core.Walker(fd, url, start=start, end=start + nbytes):
+            if kind == "f":
+                yield _Inside(f"{folder}/{name}", offset, size, None if flat else classes[folder])
+            elif kind != "d":
+                raise SourceError(f"{url}: {name}: neither a file nor a folder")
+
+
+def _pread(fd: int, nbytes: int, at: int) -> bytes:
+    """One call reads 2 GiB at most."""
+    pieces = []
+    while nbytes and (piece := os.pread(fd, min(nbytes, 1 << 30), at)):
+        pieces.append(piece)
+        nbytes, at = nbytes - len(piece), at + len(piece)
+    return b"".join(pieces)
+
+
+def _listing(kind: str, path: str) -> Listing:
+    about = os.stat(path)
+    listing = Listing(kind, name=os.path.basename(path).partition(".")[0])
+    listing.identity = f"{os.path.basename(path)} {about.st_size}"
+    listing.saw(about, path)
+    return listing
+
+
+def _is_junk(name: str) -> bool:
+    base = name.rpartition("/")[2]
+    return base.startswith(".") or base in _JUNK or name.startswith(_JUNK[0])
+
+
+def _collect(listing: Listing, files: Iterable[_Inside], path: str, options: Options, faults: Faults) -> None:
+    """Files with one stem are one sample, as in a folder."""
+    found: dict[str, tuple[int | None, dict[str, tuple[Any, int]]]] = {}
+    bad: set[str] = set()
+    for file in files:
+        if _is_junk(file.name):
+            continue
+        folder, slash, base = relative_key(file.name, "").rpartition("/")
+        stem, ext = split_file(base, options.dotted, options.keys == "number")
+        key = folder + slash + stem
+        wrong = why_no_field(base) if not ext else None
+        fields = found.setdefault(key, (file.label, {}))[1]
+        if not wrong and (ext in fields or (ext == "cls" and file.label is not None)):
+            wrong = ("two files for one field", f"field {ext!r} of sample {key!r}")
+        if wrong:
+            faults.add(key, f"{path}: {file.name}", *wrong)
+            bad.add(key)
+        else:
+            fields[ext] = (file.place, file.nbytes)
+    for key, (label, fields) in found.items():
+        if key in bad or not fields:
+            continue
+        parts: list[Any] = [x for ext in sorted(fields) for x in (ext, *fields[ext])]
+        if label is not None:
+            text = b"%d" % label
+            parts += ["cls", text, len(text)]
+        listing.entries.append(Entry(key, label, tuple(parts)))
