@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from wdstools import _core
 from wdstools.convert.entries import Entry
+from wdstools.convert.images import Failure
 from wdstools.convert.options import Options
 from wdstools.convert.sources import Faults, Fields, Listing, finish, relative_key, split_file, why_no_field
 from wdstools.errors import ShardError, SourceError
@@ -24,6 +25,16 @@ class _Inside(NamedTuple):
     place: Any
     nbytes: int
     label: int | None = None
+
+
+class _Open:
+    """A descriptor that is closed with the last reference to it."""
+
+    def __init__(self, path: str) -> None:
+        self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        os.close(self.fd)
 
 
 def is_zip(path: str) -> bool:
@@ -60,15 +71,16 @@ def list_zip(path: str, options: Options, faults: Faults) -> Listing:
     found = (_Inside(info.filename, i, info.file_size) for i, info in enumerate(infos) if not info.is_dir())
     _collect(listing, found, path, options, faults)
 
-    def read(entry: Entry) -> Fields:
+    def read(entry: Entry) -> Fields | Failure:
         fields: Fields = {}
         for name, place, nbytes in zip(*[iter(entry.parts)] * 3, strict=True):
+            where = f"{path}: {infos[place].filename}"
             try:
                 data = archive.read(infos[place])  # which checks its CRC
             except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
-                raise SourceError(f"{path}: {infos[place].filename}: {error}") from error
+                return Failure(where, "cannot be read", str(error))
             if len(data) != nbytes:
-                raise SourceError(f"{path}: {infos[place].filename}: {len(data)} bytes, where it should have {nbytes}")
+                return Failure(where, "cannot be read", f"{len(data)} bytes, where it should have {nbytes}")
             fields[name] = data
         return fields
 
@@ -80,8 +92,8 @@ def list_nested(path: str, options: Options, faults: Faults) -> Listing:
     """List a tar of tars: each is a class, called by its name, unless the layout is flat. Raises SourceError,
     ShardError."""
     listing = _listing("nested", path)
-    file = open(path, "rb", buffering=0)  # as long as the listing
-    fd = file.fileno()
+    file = _Open(path)
+    fd = file.fd
     inner = []
     for name, kind, _, _, _, offset, nbytes in _core.Walker(fd, path):
         if kind == "f" and not _is_junk(name):
@@ -105,7 +117,7 @@ def list_nested(path: str, options: Options, faults: Faults) -> Listing:
             if isinstance(place, bytes):
                 fields[name] = place
                 continue
-            data = os.pread(file.fileno(), nbytes, place) if nbytes < 1 << 30 else _pread(file.fileno(), nbytes, place)
+            data = os.pread(file.fd, nbytes, place) if nbytes < 1 << 30 else _pread(file.fd, nbytes, place)
             if len(data) != nbytes:
                 raise SourceError(f"{path}: cut short while it was read")
             fields[name] = data

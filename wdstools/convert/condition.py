@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
-
-from wdstools.errors import SourceError
 
 T = TypeVar("T")
 
@@ -15,7 +14,7 @@ ROWS = 4096  # that a condition is put to at a time
 def holding(items: Iterable[T], sql: str | None, values: Callable[[T], Mapping[str, Any] | None]) -> Iterator[T]:
     """Yield the items for whose values a condition holds, in order, and those that have none: they are told of later.
 
-    Raises QueryError, SourceError where the values of a column are of several types.
+    A column whose values are of several types is seen as JSON. Raises QueryError.
     """
     if sql is None:
         yield from items
@@ -48,8 +47,8 @@ def _some(
         for name in known:
             try:
                 columns[name] = pa.array([row.get(name) for row in good])
-            except pa.ArrowException as error:
-                raise SourceError(f"--where: column {name!r} is no column of a table: {error}") from error
+            except (pa.ArrowException, TypeError, ValueError):  # values of several types
+                columns[name] = pa.array([json.dumps(row.get(name), default=str) for row in good])
         chosen = set(query.where(pa.table(columns), sql).tolist())
     number = -1
     for item, has in zip(held, (row is not None for row in rows), strict=True):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from wdstools import writer
 from wdstools.convert import journal
+from wdstools.convert.images import Failure
 from wdstools.convert.options import Skipped
 from wdstools.convert.sources import Faults, Fields
 from wdstools.errors import SourceError, WdsError
@@ -31,9 +32,12 @@ def _reason(error: Exception) -> tuple[str, str]:
     return text, ""
 
 
-def put(file: writer.ShardFile, key: str, fields: Fields | Span, faults: Faults) -> bool:
+def put(file: writer.ShardFile, key: str, fields: Fields | Span | Failure, faults: Faults) -> bool:
     """Write a sample; false where it was left out. Raises SourceError where it must not be, OSError for the disk,
     StaleIndexError for a Span that is not what its index says."""
+    if isinstance(fields, Failure):
+        faults.add(key, *fields)
+        return False
     try:
         if isinstance(fields, dict):
             file.write(key, fields)

@@ -78,22 +78,29 @@ def list_records(
     width = max(6, len(str(total - 1))) if total else 9
 
     def stream() -> Iterator[tuple[str, Fields | Failure]]:
+        column: str | None = options.key_column
+        known = column is not None or options.keys == "number"
         for number, row in holding(enumerate(rows()), options.where, _columns):
             key = f"{number:0{width}d}"
-            yield _sample(row, key, options) if isinstance(row, Record) else (key, row)
+            if not isinstance(row, Record):
+                yield key, row
+                continue
+            if not known:
+                column = next((n for n in KEYS if isinstance(row.values.get(n), str | int)), None)
+                known = True
+            yield _sample(row, key, column, options)
 
     listing.stream = stream
     return listing
 
 
-def _sample(row: Record, number: str, options: Options) -> tuple[str, Fields | Failure]:
+def _sample(row: Record, number: str, column: str | None, options: Options) -> tuple[str, Fields | Failure]:
     """Raises SourceError where no record can be right: a column that is not there."""
-    column = options.key_column or next((n for n in KEYS if isinstance(row.values.get(n), str | int)), None)
-    if column is not None and column not in row.values:
+    if options.key_column is not None and column not in row.values:
         raise SourceError(f"{row.where}: has no column {column!r}; it has {', '.join(row.values)}")
     key = number
     if column is not None and options.keys != "number":
-        if row.values[column] is None:
+        if row.values.get(column) is None:
             return number, Failure(row.where, "no key in its row", f"column {column!r} is empty")
         key = str(row.values[column])
     if wrong := check_key(key):
