@@ -7,7 +7,6 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from wdstools.convert import mapping
 from wdstools.convert.options import Options
 from wdstools.convert.sources import Listing
 from wdstools.errors import SourceError
@@ -32,6 +31,8 @@ def describe(listing: Listing, options: Options, lift: Sequence[str] | None, shu
         used |= {"resize": options.resize, "quality": options.quality, "pillow": pillow}
         used["resize-fields"] = sorted(options.resize_fields)
     if options.map is not None:
+        from wdstools.convert import mapping  # with what runs processes
+
         used |= {"map": options.map, "map's module": mapping.digest(options.map)}
     if options.selects():
         used |= {"where": options.where, "join": list(options.join), "sample": options.sample, "seed": options.seed}

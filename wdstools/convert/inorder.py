@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from wdstools import writer
-from wdstools.convert import images, journal, mapping
+from wdstools.convert import images, journal
 from wdstools.convert.destination import Target
 from wdstools.convert.journal import Written
 from wdstools.convert.options import Options, Skipped, Summary
@@ -96,7 +96,11 @@ def _pass_over(samples: Iterator[Item], kept: list[Written]) -> None:
 def _applier(stack: contextlib.ExitStack, options: Options) -> Callable[[Iterator[Item]], Iterator[Item]]:
     """A function that maps samples and makes images smaller on their way, some at a time."""
     workers = options.workers or os.cpu_count() or 1
-    mapped = mapping.start(stack, options.map, workers) if options.map is not None else None
+    mapped = None
+    if options.map is not None:
+        from wdstools.convert import mapping  # with what runs processes
+
+        mapped = mapping.start(stack, options.map, workers)
     if options.resize is None:
         return mapped or (lambda samples: samples)
     shrink = images.Shrink(options.resize, options.quality, options.resize_fields)

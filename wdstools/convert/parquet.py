@@ -13,10 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from wdstools.convert.options import Options
-from wdstools.convert.records import ARROW, File, Record, Rows, list_records
+from wdstools.convert.records import File, Record, Rows, list_records
 from wdstools.convert.sources import Listing
 from wdstools.errors import SourceError
 
+ARROW = (".parquet", ".arrow")
 _SPLIT = re.compile(r"([A-Za-z0-9_]+?)-[0-9]{5,}(-of-[0-9]{5,})?(-[0-9a-f]+)?\.(parquet|arrow)")
 _BATCH = 64  # rows in memory: some megabytes of images
 

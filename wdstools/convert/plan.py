@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import glob
+import itertools
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from wdstools import writer
-from wdstools.convert import archives, description, destination, manifest, order, records, shards, tfrecord, tree
+from wdstools.convert import archives, description, destination, manifest, order, shards, tree
 from wdstools.convert.destination import ShardPlan, Target
 from wdstools.convert.entries import Entries, Entry, sizes
 from wdstools.convert.options import Options, Skipped
@@ -18,6 +19,9 @@ from wdstools.convert.sources import Faults, Listing, check_field, number_keys
 from wdstools.errors import DestinationError, SourceError
 
 FILES = frozenset({"flat", "classes", "paths", "manifest", "zip", "nested"})
+ARROW = (".parquet", ".arrow")
+TFRECORD = re.compile(r"\.tfrecords?(\.gz|\.zlib)?$|\.tfrecords?-[0-9*?]+-of-[0-9]+$|^tfrecord", re.IGNORECASE)
+LOOKED_AT = 256  # entries of a folder, to see what it is
 RECORDS = frozenset({"parquet", "tfrecord", "mds", "litdata"})
 
 
@@ -62,9 +66,11 @@ def _list_other(source: str, options: Options, faults: Faults) -> Listing | None
         return archives.list_zip(source, options, faults)
     if archives.is_nested(source):
         return archives.list_nested(source, options, faults)
-    if tfrecord.is_tfrecord(source) and (files := sorted(glob.glob(source)) or [source]) and os.path.isfile(files[0]):
-        return tfrecord.list_tfrecord(source, files, options)
     folder = os.path.isdir(source)
+    if not folder and TFRECORD.search(os.path.basename(source)):
+        from wdstools.convert import tfrecord
+
+        return tfrecord.list_tfrecord(source, options)
     if folder and os.path.exists(os.path.join(source, "index.json")):
         from wdstools.convert import litdata, mds  # with numpy
 
@@ -72,11 +78,28 @@ def _list_other(source: str, options: Options, faults: Faults) -> Listing | None
             return mds.list_mds(source, options)
         if litdata.is_litdata(source):
             return litdata.list_litdata(source, options)
-    if not folder and not source.endswith(records.ARROW) and "*" not in source:
-        return None
-    from wdstools.convert import parquet  # with Arrow
+    if _has_arrow(source) if folder else source.endswith(ARROW) or ("*" in source and not os.path.exists(source)):
+        from wdstools.convert import parquet  # with Arrow
 
-    return parquet.list_source(source, options)
+        return parquet.list_source(source, options)
+    return None
+
+
+def _has_arrow(folder: str) -> bool:
+    """Say whether a folder, or one of the first in it, has Parquet or Arrow files among its first ones. A tree of
+    millions of files is not walked for that."""
+    folders: list[str] = []
+    with os.scandir(folder) as found:
+        for item in itertools.islice(found, LOOKED_AT):
+            if item.name.endswith(ARROW):
+                return True
+            if len(folders) < 8 and item.name[0] != "." and item.is_dir():
+                folders.append(item.path)
+    for path in folders:
+        with os.scandir(path) as found:
+            if any(item.name.endswith(ARROW) for item in itertools.islice(found, LOOKED_AT)):
+                return True
+    return False
 
 
 def make_plan(source: str, dest: str, options: Options, paths: Iterable[str] = ()) -> Plan:

@@ -36,7 +36,6 @@ _MAGIC = [
     (8, b"WEBP", "webp"), (8, b"WAVE", "wav"), (8, b"AVI ", "avi"), (4, b"ftypavif", "avif"), (4, b"ftypheic", "heic"),
     (4, b"ftypM4A", "m4a"), (4, b"ftyp", "mp4"),
 ]  # fmt: skip
-ARROW = (".parquet", ".arrow")
 
 
 class File(NamedTuple):

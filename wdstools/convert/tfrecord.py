@@ -5,6 +5,7 @@ Format: tensorflow/core/lib/io/record_writer.h and tensorflow/core/example/examp
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 import struct
@@ -19,17 +20,14 @@ from wdstools.convert.sources import Listing
 from wdstools.errors import SourceError
 from wdstools.storage import Whole, open_source
 
-FORM = re.compile(r"\.tfrecords?(\.gz|\.zlib)?$|\.tfrecords?-[0-9]{5}-of-[0-9]{5}$|^tfrecord", re.IGNORECASE)
 LARGEST = 1 << 31  # bytes of a record; a length beyond is damage
 
 
-def is_tfrecord(path: str) -> bool:
-    """Say whether a file is called like one."""
-    return bool(FORM.search(os.path.basename(path)))
-
-
-def list_tfrecord(source: str, paths: list[str], options: Options) -> Listing:
-    """List files of Examples, in order."""
+def list_tfrecord(source: str, options: Options) -> Listing:
+    """List a file of Examples, or those that a pattern with `*` names, in order. Raises SourceError."""
+    paths = [source] if os.path.exists(source) else sorted(glob.glob(source))
+    if not paths:
+        raise SourceError(f"{source}: no such file")
 
     def rows() -> Rows:
         for path in paths:
