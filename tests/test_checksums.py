@@ -228,6 +228,17 @@ def test_copied_samples_have_the_checksums_that_they_had(folder: Path, tmp_path:
     )
 
 
+def test_a_damaged_sample_is_not_copied(folder: Path, tmp_path: Path) -> None:
+    index = indexed(folder)
+    flip(folder / "a-0.tar", index.locate(3)[2] + 600)
+    with pytest.raises(
+        ChecksumError, match=r"a-0\.tar: sample 'k03', bytes \[.*its checksum is not that of .*wdsindex"
+    ):
+        go(folder / "a.wdsindex", tmp_path / "out/x-%06d.tar", where="true", checksum="sample")
+    assert not (tmp_path / "out/x-000000.tar").exists()
+    go(folder / "a.wdsindex", tmp_path / "out/y-%06d.tar", where="key != 'k03'", checksum="sample")
+
+
 def test_verify_finds_what_the_disk_did(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class_tree(tmp_path / "in")
     commit = ShardFile.commit

@@ -255,7 +255,7 @@ def test_only_of_shards_with_an_index(old: Path, tmp_path: Path) -> None:
         go(f"pipe:cat {old}/a-000000.tar", tmp_path / "out", where="cls = 1")
     (tmp_path / "flat").mkdir()
     (tmp_path / "flat/a.txt").write_text("x")
-    with pytest.raises(SourceError, match="are for shards"):
+    with pytest.raises(SourceError, match="--where is for shards"):
         go(tmp_path / "flat", tmp_path / "out", where="cls = 1")
 
 

@@ -59,7 +59,7 @@ class ShardFile:
         self._lift, self._part, self._mtime, self._sync = lift, part, mtime, sync
         self.metadata: dict[str, str] = {}  # of the part
         self.rows: list[int] = []  # of other indexes, from which samples were copied
-        self.columns: Callable[[Sequence[int]], Mapping[str, Any]] | None = None  # of these rows, for the index
+        self.columns: Callable[[Sequence[int], Index], Mapping[str, Any]] | None = None  # of these rows, for the index
         self._temporary = _hidden(self.path, ".tmp")
         self._fd = os.open(self._temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
         self._core = _core.Writer(self._fd, MTIME, checksum=checksum, **(core or {}))
@@ -95,7 +95,7 @@ class ShardFile:
             os.fsync(self._fd)
         index = build.from_columns(columns, self.path, fd=self._fd, lift=self._lift)
         if self.columns is not None:
-            build.add_columns(index, self.columns(self.rows))
+            build.add_columns(index, self.columns(self.rows, index))
         index.metadata.update(self.metadata)
         if not self._mtime:
             index.shards.mtime = [0]

@@ -18,7 +18,7 @@ from wdstools.convert.entries import Digest, Entries, Entry
 from wdstools.convert.options import Options
 from wdstools.convert.order import Numbers
 from wdstools.convert.sources import Faults, Listing, check_key
-from wdstools.errors import ShardError, SourceError
+from wdstools.errors import ChecksumError, ShardError, SourceError
 from wdstools.index import Index
 from wdstools.store import Stores
 from wdstools.tar import END_MARKER
@@ -110,9 +110,20 @@ class Spans:
         file.rows.append(row)
         file.columns = self.take
 
-    def take(self, rows: Sequence[int]) -> dict[str, pa.ChunkedArray]:
-        """Return the columns of some rows."""
+    def take(self, rows: Sequence[int], index: Index) -> dict[str, pa.ChunkedArray]:
+        """Return the columns of some rows, which have become those of an index.
+
+        Where both indexes keep checksums of samples, they are compared: raises ChecksumError.
+        """
         numbers = pa.array(rows, pa.int64())
+        old = self.index.table
+        if CHECKSUM in old.column_names and CHECKSUM in index.table.column_names:
+            wrong = pc.not_equal(old.column(CHECKSUM).take(numbers), index.table.column(CHECKSUM))
+            place = pc.index(wrong, True).as_py()
+            if place >= 0:
+                key, shard, start, end = self.index.locate(rows[place])
+                reason = f"sample {key!r}, bytes [{start}, {end}): its checksum is not that of {self.index.name}"
+                raise ChecksumError(reason, self.index.shards.url[shard], start)
         return {name: values.take(numbers) for name, values in self._columns.items()}
 
 
