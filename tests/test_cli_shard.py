@@ -72,7 +72,7 @@ def test_help() -> None:
     assert time.monotonic() - began < 5
     assert (code, err) == (0, "")
     assert "$ wds-shard imagenet/train out/train-%06d.tar" in out
-    assert out.count("$ wds-shard") == 4  # and one behind a pipe
+    assert out.count("$ wds-shard") == 5  # and one behind a pipe
     options = [name for parameter in command.params for name in parameter.opts if name.startswith("--")]
     assert len(options) > 25
     assert all(name in out for name in options)
@@ -427,6 +427,24 @@ def test_progress_is_for_terminals(tmp_path: Path) -> None:
     assert "writing: " in text
     assert " samples/s" in text
     assert " MB/s" in text
+
+
+def test_a_subset_of_shards(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run(tree, tmp_path / "a/x-%06d.tar", "--checksum", "sample", "--verify")[0] == 0
+    (tmp_path / "t.csv").write_text("key,loss\n" + "".join(f"{k},{i}\n" for i, k in enumerate(keys(tmp_path / "a"))))
+    (tmp_path / "recipe_of_the_command.py").write_text("def same(sample):\n    return sample\n")
+    monkeypatch.chdir(tmp_path)
+    chosen = ["--join", tmp_path / "t.csv", "--where", "loss > 1", "--sort-by", "loss", "--desc", "--sample", "3"]
+    assert run(tmp_path / "a", tmp_path / "b", *chosen)[0] == 0
+    code, _, err = run(tmp_path / "a", tmp_path / "c", *chosen, "--map", "recipe_of_the_command:same", "--workers", "1")
+    assert code == 0, err
+    assert len(keys(tmp_path / "b")) == 3
+    assert samples(tmp_path / "b") == samples(tmp_path / "c")
+    assert (
+        keys(tmp_path / "b")
+        == keys(tmp_path / "c")
+        == sorted(keys(tmp_path / "b"), key=keys(tmp_path / "a").index)[::-1]
+    )
 
 
 def test_every_option_is_tried() -> None:

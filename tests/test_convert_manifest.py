@@ -178,9 +178,11 @@ def test_json_gathers_what_no_field_takes(table: Path) -> None:
 
 def test_values_of_parquet(table: Path) -> None:
     columns = {"id": ["a"], "cls": pa.array([3], pa.int8()), "when": [date(2024, 5, 1)], "raw": [b"\0\1"]}
-    parquet(table / "set.parquet", columns)
+    parquet(table / "set.parquet", {**columns, "image": ["img/a.jpg"]})
     with pytest.raises(SourceError, match="column of bytes has no place in json: make it a field with --inline"):
         listed(table / "set.parquet")
+    parquet(table / "set.parquet", columns)
+    assert listed(table / "set.parquet")[0].kind == "parquet"  # no table of paths, but of samples
     found = fields_of(listed(table / "set.parquet", inline=("raw",))[0])["a"]
     assert (found["raw"], found["cls"], json.loads(found["json"])) == (b"\0\1", b"3", {"when": "2024-05-01"})
     parquet(table / "set.parquet", {"id": ["a", "b"], "cls": [3.0, None]})  # as pandas writes ints with a gap

@@ -27,14 +27,22 @@ def list_source(source: str, options: Options) -> Listing | None:
 
     Raises SourceError."""
     paths = [source] if os.path.isfile(source) else find_files(source)
-    if not paths or (not os.path.isdir(source) and not holds_bytes(paths[0]) and len(paths) == 1):
+    if not paths or (paths == [source] and (options.files or _is_manifest(source, options))):
         return None
     return list_parquet(source, paths, options)
 
 
-def holds_bytes(path: str) -> bool:
-    """Say whether a file has a column of bytes, or of images: else it is a table of paths."""
-    return any(_is_binary(field.type) or _is_media(field.type) for field in _schema(path))
+def _is_manifest(path: str, options: Options) -> bool:
+    """Say whether a file is a table of paths: its first row names a file, or it has no bytes that nobody asked for."""
+    schema = _schema(path)
+    held = [f.name for f in schema if _is_media(f.type) or (_is_binary(f.type) and f.name not in options.inline)]
+    if not held:
+        return True
+    texts = [field.name for field in schema if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)]
+    first = next(_batches(path), None) if texts else None
+    folder = os.path.dirname(os.path.abspath(path))
+    values = [first.column(name)[0].as_py() for name in texts] if first is not None and len(first) else []
+    return any(v and "\0" not in v and os.path.isfile(os.path.join(folder, v)) for v in values)
 
 
 def _is_binary(kind: pa.DataType) -> bool:
