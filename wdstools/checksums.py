@@ -54,6 +54,12 @@ def add_checksums(index: Index, url: str, level: Level) -> Index:
     return Index(table, shards, index.path, index.metadata)
 
 
+def shard_checksum(url: str) -> str:
+    """Return the checksum of all bytes of a shard, as an index keeps it. Raises StoreError."""
+    with _opened(url) as source:
+        return FORM.format(_core.checksums(source, url, _NOTHING, _NOTHING)[1])
+
+
 def with_column(table: pa.Table, each: bytes) -> pa.Table:
     """Return a table with the checksums of its samples, native u64."""
     return table.add_column(
@@ -158,4 +164,4 @@ def _opened(url: str, from_disk: bool = False) -> Iterator[Any]:
         yield Whole(source) if source.head else source.handle
 
 
-__all__ = ["LEVELS", "Level", "add_checksums", "level_of", "verify_checksums", "with_column"]
+__all__ = ["LEVELS", "Level", "add_checksums", "level_of", "shard_checksum", "verify_checksums", "with_column"]

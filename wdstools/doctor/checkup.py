@@ -11,13 +11,14 @@ from typing import NamedTuple
 import numpy as np
 
 from wdstools import urls
+from wdstools.checksums import shard_checksum, verify_checksums
 from wdstools.doctor import across, foreign, payloads
 from wdstools.doctor import survey as surveys
 from wdstools.doctor.agreement import Claims
 from wdstools.doctor.examine import examine, signatures
 from wdstools.doctor.problems import Problem
 from wdstools.doctor.survey import Survey
-from wdstools.errors import IndexFileError, UrlError, WdsError
+from wdstools.errors import IndexFileError, ShardError, UrlError, WdsError
 from wdstools.index import Index
 from wdstools.shardtable import canonical
 from wdstools.storage import open_source
@@ -120,9 +121,8 @@ def _look(url: str, claims: Claims | None, number: int | None, options: Options)
             found += _against_index(claims, number, survey)
         checksum = None
         if options.checksums:
-            with open_source(url, raw=True) as source:
-                checksum = payloads.checksum(source)
-            found += _against_checksum(claims, number, url, checksum)
+            checksum, wrong = _against_checksum(claims, number, url, options.run_pipes)
+            found += wrong
     except (WdsError, OSError) as error:
         return _Shard([_unreadable(url, error)], 0, 0, expected)
     return _Shard(
@@ -162,15 +162,19 @@ def _against_index(claims: Claims, number: int, survey: Survey) -> Iterator[Prob
         yield Problem("index-older", survey.url, reason)
 
 
-def _against_checksum(claims: Claims | None, number: int | None, url: str, found: str) -> Iterator[Problem]:
-    kept = kept_checksum(claims.index, number) if claims is not None and number is not None else None
-    if kept is None:
-        yield Problem("no-checksum", url, f"{found}, but no index keeps one to compare it with")
-    elif kept != found:
-        yield Problem("checksum", url, f"{found}, where the index has {kept}")
-
-
-def kept_checksum(index: Index, number: int) -> str | None:
-    """Return the checksum, "KIND:HEX", that an index keeps of a shard; None: it keeps none."""
-    column = getattr(index.shards, "checksum", None)
-    return column[number] or None if column else None
+def _against_checksum(
+    claims: Claims | None, number: int | None, url: str, run_pipes: bool
+) -> tuple[str, list[Problem]]:
+    """Return the checksum of a shard, and how it differs from what its index keeps."""
+    kept = claims.index.shards.checksum[number] if claims is not None and number is not None else ""
+    if claims is None or number is None or not kept:
+        found = shard_checksum(url)
+        return found, [Problem("no-checksum", url, f"{found}, but no index keeps one to compare it with")]
+    wrong = verify_checksums(claims.index, [number], workers=1, run_pipes=run_pipes)
+    problems = [
+        Problem("checksum", url, f"{error.reason} ({claims.index.name})", error.offset)
+        if isinstance(error, ShardError)
+        else _unreadable(url, error)
+        for error in wrong
+    ]
+    return (shard_checksum(url) if wrong else kept), problems

@@ -1,4 +1,4 @@
-"""Problems that only the bytes of payloads show: images that do not decode, a shard with another checksum."""
+"""Problems that only the bytes of payloads show: images that do not decode."""
 
 from __future__ import annotations
 
@@ -7,18 +7,16 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from wdstools import _core, decode
-from wdstools.build import Whole
+from wdstools import decode
 from wdstools.doctor.problems import Problem
 from wdstools.doctor.survey import CUT, Survey, take
 from wdstools.errors import DecodeError, WdsError
 from wdstools.reader import stream
-from wdstools.storage import Source, open_source
+from wdstools.storage import open_source
 
 DECODED = (
     "jpg", "jpeg", "img", "image", "png", "pbm", "pgm", "ppm", "tif", "tiff", "webp", "bmp", "gif", "json", "jsn",
@@ -107,35 +105,3 @@ def decode_all(urls: Sequence[str], workers: int, progress: Callable[[int], obje
                 told = [one._asdict() for one in failed[:TOLD]]
                 reason = f"{first.name!r} does not decode ({first.reason}){more}"
                 yield Problem("decode", url, reason, first.offset, len(failed), detail={"members": told})
-
-
-def checksum(source: Source, kind: str = "xxh3") -> str:
-    """Read all of a source, and return "KIND:HEX". Raises ValueError for a kind that is not known, StoreError."""
-    state = _hasher(kind)
-    buffer = bytearray(_core.BLOCK_BYTES)
-    view = memoryview(buffer)
-    read: Callable[[memoryview], int]
-    if isinstance(source.handle, int) and source.local_path is not None:
-        file = open(source.handle, "rb", buffering=0, closefd=False)
-        file.seek(0)
-        read = partial(_readinto, file)
-    else:
-        read = partial(_readinto, Whole(source))
-    while n := read(view):
-        state.update(view[:n])
-    return f"{kind}:{state.hexdigest()}"
-
-
-def _readinto(file: Any, view: memoryview) -> int:
-    return file.readinto(view) or 0
-
-
-def _hasher(kind: str) -> Any:
-    try:
-        import xxhash
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("checksums are computed by xxhash: pip install xxhash") from error
-    makers = {"xxh3": xxhash.xxh3_64, "xxh3_128": xxhash.xxh3_128, "xxh64": xxhash.xxh64}
-    if kind not in makers:
-        raise ValueError(f"checksums of the kind {kind!r} are not known here: {', '.join(makers)}")
-    return makers[kind]()

@@ -35,7 +35,7 @@ KINDS = {
     "padding": ("warning", REPAIR),
     "size": ("error", REPAIR),
     "index-older": ("warning", BUILD),
-    "no-checksum": ("warning", "write the index with checksums"),
+    "no-checksum": ("warning", "wds-index build {shard} --checksum shard"),
 }
 
 

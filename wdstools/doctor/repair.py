@@ -19,7 +19,7 @@ from wdstools.doctor.copying import ShardCopy
 from wdstools.doctor.salvage import Salvage, Sample, judge, salvage
 from wdstools.doctor.survey import Survey
 from wdstools.errors import ChangedError, DestinationError, ShardError, SourceError
-from wdstools.storage import open_source
+from wdstools.storage import Whole, open_source
 
 Array = np.ndarray[Any, Any]
 
@@ -315,11 +315,11 @@ class _Job:
             if isinstance(source.handle, int) and source.local_path and os.path.isfile(source.local_path):
                 fd = source.handle
             else:
-                fd = _spool(build.Whole(source), stack, self.folder)
+                fd = _spool(Whole(source), stack, self.folder)
             yield fd, surveys.of_columns(_core.survey(fd), url)
 
 
-def _spool(whole: build.Whole, stack: contextlib.ExitStack, folder: str) -> int:
+def _spool(whole: Whole, stack: contextlib.ExitStack, folder: str) -> int:
     os.makedirs(folder, exist_ok=True)
     file: IO[bytes] = stack.enter_context(tempfile.TemporaryFile(dir=folder, buffering=0))
     view = memoryview(bytearray(SPOOL))

@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from wdstools import _core
-from wdstools.build import Whole
-from wdstools.storage import Source
+from wdstools.storage import Source, Whole
 
 Array = np.ndarray[Any, Any]
 

@@ -15,12 +15,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from wdstools import _core
-from wdstools.build import Whole
 from wdstools.columns import Array, concat, one_chunk, take_fields, text_array
 from wdstools.errors import StaleIndexError
 from wdstools.index import Index
 from wdstools.samples import split_name
-from wdstools.storage import open_source
+from wdstools.storage import Whole, open_source
 
 T = TypeVar("T")
 

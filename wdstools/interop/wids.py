@@ -8,7 +8,6 @@ import os
 from typing import Any, cast
 
 from wdstools import _core, urls
-from wdstools.build import Whole
 from wdstools.errors import UrlError, WdsError
 from wdstools.index import Index
 from wdstools.interop import foreign
@@ -16,7 +15,7 @@ from wdstools.interop.claims import Claim
 from wdstools.interop.detect import claim_file
 from wdstools.interop.foreign import Options, Written, wrong
 from wdstools.interop.members import each
-from wdstools.storage import open_source
+from wdstools.storage import Whole, open_source
 
 NAME = "shardindex.json"
 KIND, VERSION = "wids-shard-index-v1", 1
