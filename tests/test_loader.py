@@ -698,3 +698,38 @@ def test_large_payloads_arrive_whole(large: Dataset) -> None:
     for batch in loader(large, 8, num_workers=2):
         seen |= dict(zip(batch["__key__"], batch["bin"], strict=True))
     assert seen == {index.key(row): large[row]["bin"] for row in range(40)}
+
+
+class Epochs:
+    """A transform that wants to know the epoch."""
+
+    def __init__(self) -> None:
+        self.epoch = -1
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __call__(self, number: int) -> tuple[int, int]:
+        return self.epoch, number
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"num_workers": 2}, {"num_workers": 1, "persistent_workers": True, "multiprocessing_context": "spawn"}],
+)
+def test_a_transform_is_told_the_epoch_also_of_a_state(options: dict[str, Any]) -> None:
+    def fresh() -> Loader:
+        return loader(Numbers(20), 2, transform=Epochs(), **options)
+
+    epochs = fresh()
+    first = [[epoch.tolist() for epoch, _ in epochs] for _ in range(2)]
+    assert first == [[[0, 0]] * 10, [[1, 1]] * 10]
+    epochs.set_epoch(7)
+    batches = iter(epochs)
+    assert [next(batches)[0].tolist() for _ in range(3)] == [[7, 7]] * 3
+    state = epochs.state_dict()
+    batches.close()  # type: ignore[attr-defined]
+    again = fresh()
+    again.load_state_dict(state)
+    assert [epoch.tolist() for epoch, _ in again] == [[7, 7]] * 7
+    assert {int(epoch[0]) for epoch, _ in again} == {8}

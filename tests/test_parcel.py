@@ -109,3 +109,69 @@ def test_views_and_arrays() -> None:
     with pytest.raises(TypeError, match="memoryview"):
         Packer()({1, memoryview(b"x")})
     assert pickle.loads(pickle.dumps(Packer())).files == []
+
+
+def tensors() -> dict[str, Any]:
+    torch = pytest.importorskip("torch")
+    big = torch.arange(120_000, dtype=torch.int32).view(10, 4, 50, 60)
+    return {
+        "plain": big,
+        "channels last": big.contiguous(memory_format=torch.channels_last),
+        "permuted": big.permute(2, 0, 3, 1),
+        "every other": big[::2, :, 3:40, ::3],
+        "expanded": torch.ones(1, 3).expand(40_000, 3),
+        "one": torch.tensor(1.5),
+        "empty": torch.empty(0, 3),
+        "half": torch.randn(70_000).bfloat16(),
+        "bool": torch.rand(300_000) > 0.5,
+        "complex": torch.randn(40_000, dtype=torch.complex64),
+        "conj": torch.randn(40_000, dtype=torch.complex64).conj(),
+        "negative": torch.randn(40_000, dtype=torch.complex64).conj().imag,
+        "gradient": torch.ones(3, requires_grad=True),
+        "sparse": torch.eye(5).to_sparse(),
+        "shared": torch.ones(100_000).share_memory_(),
+        "small": torch.arange(5),
+    }
+
+
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks")
+def test_tensors_come_as_they_went() -> None:
+    torch = pytest.importorskip("torch")
+    packer, given = Packer(), tensors()
+    for batch in ([given], *([tensor] for tensor in given.values())):
+        found = pickle.loads(send(packer(batch)))
+        pairs = (
+            [(found[0], batch[0])]
+            if torch.is_tensor(batch[0])
+            else [*zip(found[0].values(), given.values(), strict=True)]
+        )
+        for one, other in pairs:
+            assert one.dtype == other.dtype
+            assert one.requires_grad == other.requires_grad
+            assert torch.equal(*(t.to_dense() if t.is_sparse else t for t in (one, other)))
+            if not one.is_sparse and one.numel():
+                one.detach().add_(1) if one.dtype != torch.bool else one.logical_not_()  # it is writable
+    last = pickle.loads(send(packer(given)))["channels last"]
+    assert last.stride() == given["channels last"].stride()
+
+
+def test_tensors_are_copies_and_files_are_used_again() -> None:
+    torch = pytest.importorskip("torch")
+    packer = Packer()
+    kept = []
+    numbers = torch.zeros(LEAST)
+    for i in range(5):
+        numbers.fill_(i)
+        kept.append(pickle.loads(send(packer({"x": numbers}))))
+        assert not numbers.is_shared()
+    assert [float(batch["x"].mean()) for batch in kept] == [0, 1, 2, 3, 4]
+    assert len(packer.files) == 1
+    assert not kept[0]["x"].is_shared()
+
+
+def test_a_shared_tensor_stays_shared() -> None:
+    torch = pytest.importorskip("torch")
+    numbers = torch.zeros(LEAST).share_memory_()
+    found = pickle.loads(send(Packer()([numbers])))
+    numbers[5] = 7
+    assert found[0][5] == 7

@@ -205,7 +205,9 @@ class DataWait(Callback):
         if self._start is not None and self._end is not None:
             self._waits.append(self._start - self._end)
             self._steps.append(now - self._start)
-            pl_module.log("data_wait", self._waits[-1], on_step=True, on_epoch=False)
+            if trainer.loggers and trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+                for logger in trainer.loggers:  # pl_module.log() would wait for the device at every step
+                    logger.log_metrics({"data_wait": self._waits[-1]}, step=trainer.global_step)
         self._end, self._start = now, None
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

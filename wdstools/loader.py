@@ -15,7 +15,9 @@ from __future__ import annotations
 import re
 import sys
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from multiprocessing.connection import wait
 from typing import Any, Literal
 
 import numpy as np
@@ -59,7 +61,9 @@ def loader(
     and, on one rank, drop_last=False is "uneven". `rank`, `world`: this process among how many; unless both are given,
     those of torch.distributed where it is initialised, else RANK and WORLD_SIZE of the environment, else 0 of 1.
 
-    `transform`: called with every sample, in the worker. `collate`: makes a batch of a list of what transform
+    `transform`: called with every sample, in the worker; where it has a set_epoch(number), that is called before the
+    samples of an epoch, so that augmentation can be a function of seed, epoch and key, which a resume repeats.
+    `collate`: makes a batch of a list of what transform
     returned; without it, see collate_batch(). Both must be picklable where workers are not forked. Other options are
     DataLoader's: prefetch_factor, persistent_workers, pin_memory, multiprocessing_context, timeout ...
 
@@ -99,7 +103,8 @@ class Loader(DataLoader[Any]):
         functions = {"transform": getattr(dataset, "transform", None), "collate": collate.collate}
         choose_start(getattr(dataset, "datasets", [dataset]), functions, options)
         self.place = sampler.place
-        super().__init__(dataset, batch_sampler=_Ahead(sampler), collate_fn=collate, **options)
+        tells = hasattr(functions["transform"], "set_epoch")
+        super().__init__(dataset, batch_sampler=_Ahead(sampler, tells), collate_fn=collate, **options)
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # of torch's own class, which nobody needs
         run = self.place.begin()
@@ -111,8 +116,10 @@ class Loader(DataLoader[Any]):
                 self.place.advance(run)
                 yield batch
             self.place.end(run)
-        except RuntimeError as error:
-            if re.match(r"DataLoader worker \(pid.*(exited unexpectedly|is killed by signal)", str(error)):
+        except (RuntimeError, ConnectionError, EOFError) as error:  # what it was sending broke off, or it is missed
+            if re.match(r"DataLoader worker \(pid.*(exited unexpectedly|is killed by signal)", str(error)) or (
+                not isinstance(error, RuntimeError) and _one_died(batches)
+            ):
                 error.add_note(
                     f"a worker died at step {self.place.step} of epoch {self.place.plan.epoch}: mostly for lack of"
                     " memory or of room in /dev/shm; state_dict() of the loader holds the batches up to there"
@@ -139,14 +146,31 @@ class Loader(DataLoader[Any]):
         self.place.load_state_dict(state)
 
 
-class _Ahead(PlanBatchSampler):
-    """The sampler of a Loader, which counts what it delivers: drawing moves nothing."""
+def _one_died(batches: Any) -> bool:
+    """Whether a worker has ended; the kernel closes its sockets a moment before it tells."""
+    return bool(wait([worker.sentinel for worker in getattr(batches, "_workers", ())], timeout=1))
 
-    def __init__(self, sampler: PlanBatchSampler) -> None:
-        self.place = sampler.place
+
+class _Ahead(PlanBatchSampler):
+    """The sampler of a Loader, which counts what it delivers: drawing moves nothing. `tells`: batches have an epoch."""
+
+    def __init__(self, sampler: PlanBatchSampler, tells: bool) -> None:
+        self.place, self.tells = sampler.place, tells
 
     def __iter__(self) -> Iterator[list[int]]:
-        return self.ahead()
+        batches = self.ahead()
+        return map(partial(_Numbers, self.plan.epoch), batches) if self.tells else batches
+
+
+class _Numbers(list[int]):
+    """The numbers of a batch on their way to a worker, with their epoch."""
+
+    def __init__(self, epoch: int, numbers: Iterable[int]) -> None:
+        super().__init__(numbers)
+        self.epoch = epoch
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Numbers, (self.epoch, list(self))
 
 
 class _Samples:
@@ -176,7 +200,11 @@ class _Samples:
                 samples = _fetch(self.datasets[source], [numbers[i] - first for i in here])
                 for i, sample in zip(here, samples, strict=True):
                     found[i] = _named(sample, self.names[source])
-        return found if self.transform is None else [transformed(self.transform, sample) for sample in found]
+        if self.transform is None:
+            return found
+        if isinstance(numbers, _Numbers):
+            self.transform.set_epoch(numbers.epoch)  # type: ignore[attr-defined]  # who has none is sent no epoch
+        return [transformed(self.transform, sample) for sample in found]
 
 
 def _named(sample: Any, source: str) -> Any:
@@ -248,10 +276,28 @@ def _column(values: list[Any], name: Any) -> Any:
     if not all(isinstance(value, NUMBERS) for value in values):
         return values
     try:
-        return default_collate(values)
+        return _stacked(values) if _are_alike(values) else default_collate(values)
     except (RuntimeError, TypeError, ValueError, OverflowError) as error:
         error.add_note(f"in the collation of {'the samples' if name is None else f'field {name!r}'}")
         raise
+
+
+def _are_alike(values: list[Any]) -> bool:
+    """Whether these are arrays, or tensors, of one shape and type, with nothing unusual about them."""
+    first = values[0]
+    if type(first) is torch.Tensor:
+        alike = (first.shape, first.dtype, first.device)
+        plain = first.layout is torch.strided and not first.is_quantized
+        return plain and all(type(v) is torch.Tensor and (v.shape, v.dtype, v.device) == alike for v in values)
+    if type(first) is not np.ndarray or first.dtype.kind not in "biuf":
+        return False
+    return all(type(v) is np.ndarray and (v.shape, v.dtype) == (first.shape, first.dtype) for v in values)
+
+
+def _stacked(values: list[Any]) -> torch.Tensor:
+    """What default_collate makes of those, but in this process's own memory: pages of shared memory that is new for
+    every batch cost many times what copying does, and a Parcel has its own. And read-only arrays are no warning."""
+    return torch.stack(values) if type(values[0]) is torch.Tensor else torch.as_tensor(np.stack(values))
 
 
 def _tail(tail: Tail | None, drop_last: bool | None, world: int) -> Tail:

@@ -4,6 +4,9 @@ What multiprocessing does with a batch is to pickle it, payloads and all, push t
 copy it out again. Here payloads go apart (pickle's protocol 5), into a memfd whose descriptor is sent: each is
 written once and read once, and /dev/shm is not needed, which is small in containers. And a batch that cannot be pickled
 is an error in the consumer, where multiprocessing would lose it and torch wait for ever.
+
+Tensors go the same way: torch would move each into shared memory that is new for every batch, whose pages cost many
+times what copying them does, and send a descriptor for each, however small.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import sys
 from collections.abc import Callable
 from multiprocessing.reduction import DupFd, ForkingPickler
 from typing import Any
@@ -36,7 +40,8 @@ class Packer:
         return Packer, ()
 
     def __call__(self, batch: Any) -> Parcel:
-        """Pack a batch; it is unpickled as the batch. bytes and memoryviews arrive as bytes, arrays as arrays.
+        """Pack a batch; it is unpickled as the batch. bytes and memoryviews arrive as bytes, arrays as arrays, tensors
+        as tensors of the same layout; those in shared memory stay there.
 
         Raises what pickle does for what cannot be pickled.
         """
@@ -79,6 +84,8 @@ class Parcel:
 def _apart(value: Any) -> Any:
     """Mark payloads in dicts, lists and tuples, named ones too; pickle does so itself for arrays."""
     kind = type(value)
+    if kind is str or kind is int:
+        return value
     if kind is memoryview or (kind is bytes and len(value) >= APART):
         if kind is memoryview:
             value = value.toreadonly() if value.c_contiguous and value.nbytes >= APART else value.tobytes()
@@ -89,7 +96,34 @@ def _apart(value: Any) -> Any:
         return kind(map(_apart, value))
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return kind(*map(_apart, value))
-    return value
+    torch = sys.modules.get("torch")
+    return _Tensor(value) if torch is not None and kind is torch.Tensor and _is_plain(value, torch) else value
+
+
+def _is_plain(tensor: Any, torch: Any) -> bool:
+    """Whether a tensor is nothing but numbers in this process's own memory; torch knows how to send others."""
+    if tensor.layout is not torch.strided or tensor.device.type != "cpu" or tensor.requires_grad or not tensor.numel():
+        return False
+    return not (tensor.is_shared() or tensor.is_quantized)
+
+
+class _Tensor:
+    """A tensor as a payload: its numbers in the order in which they lie in memory."""
+
+    def __init__(self, tensor: Any) -> None:
+        tensor = tensor.resolve_conj().resolve_neg()  # torch sends the numbers without what these bits say
+        strides = tensor.stride()
+        order = sorted(range(tensor.dim()), key=strides.__getitem__, reverse=True)
+        self.numbers = tensor.permute(order).contiguous()
+        self.back = [order.index(i) for i in range(len(order))]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        payload = self.numbers.reshape(-1).view(sys.modules["torch"].uint8).numpy()
+        return _tensor, (pickle.PickleBuffer(payload), self.numbers.dtype, tuple(self.numbers.shape), self.back)
+
+
+def _tensor(payload: Any, dtype: Any, shape: tuple[int, ...], back: list[int]) -> Any:
+    return sys.modules["torch"].frombuffer(payload, dtype=dtype).view(shape).permute(back)
 
 
 def _write(fd: int, views: list[memoryview]) -> None:
@@ -116,7 +150,7 @@ def _unpack(data: bytes, sizes: list[tuple[int, bool]], sent: Any) -> Any:
     try:
         payloads, at = [], len(BUSY)
         for size, readonly in sizes:
-            payloads.append(_read(fd, size, at) if readonly else bytearray(_read(fd, size, at)))
+            payloads.append(_read(fd, size, at) if readonly else _read_writable(fd, size, at))
             at += size
         os.pwrite(fd, FREE, 0)
     finally:
@@ -128,4 +162,14 @@ def _read(fd: int, size: int, at: int) -> bytes:
     found = os.pread(fd, size, at)
     while len(found) < size:  # of 2 GiB and more
         found += os.pread(fd, size - len(found), at + len(found))
+    return found
+
+
+def _read_writable(fd: int, size: int, at: int) -> Any:
+    import numpy as np
+
+    found: Any = np.empty(size, np.uint8)  # of a bytearray every byte would be written twice
+    view, done = memoryview(found), 0
+    while done < size:
+        done += os.preadv(fd, [view[done:]], at + done)
     return found
