@@ -127,7 +127,6 @@ def test_ranks_share_an_epoch(shards: Path) -> None:
             assert len(ranks[0]) + len(ranks[1]) == len(whole)
 
 
-@pytest.mark.may_skip("litdata's dependencies do not go with ours: pip install --no-deps")
 def test_litdata_gives_the_same_pixels(shards: Path) -> None:
     pytest.importorskip("litdata")
     given = {"val": str(shards), "workers": 1}
