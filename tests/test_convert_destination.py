@@ -48,7 +48,7 @@ def test_targets(dest: str, name: str, splits: list[tuple[str, float]], wanted: 
 @pytest.mark.parametrize(
     ("dest", "splits", "message"),
     [
-        ("s3://bucket/a-%d.tar", [], "local folders"),
+        ("http://host/a-%d.tar", [], "local folders and to buckets"),
         ("out/train.tar", [], r"is one shard; name many, as in out/train-%06d.tar"),
         ("out/train-000000.tar", [], r"as in out/train-%06d.tar"),
         ("out/a-%d-%d.tar", [], "needs one number"),

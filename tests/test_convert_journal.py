@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from convert_helpers import class_tree, everything, go, hidden, image_tree, put, samples, shards
 
-from wdstools.convert import journal
+from wdstools.convert import journal, place
 from wdstools.convert.description import difference
 from wdstools.convert.destination import Target
 from wdstools.convert.local import convert
@@ -324,14 +324,14 @@ def test_difference_of_what_is_damaged() -> None:
 
 
 def test_files_appear_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    journal.put_file(str(tmp_path / "f"), b"old")
+    place.write(str(tmp_path / "f"), b"old")
 
     def full(fd: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
-        journal.put_file(str(tmp_path / "f"), b"new")
+        place.write(str(tmp_path / "f"), b"new")
     assert everything(tmp_path) == {"f": b"old"}
 
 

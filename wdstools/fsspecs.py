@@ -11,7 +11,7 @@ import importlib
 import os
 import posixpath
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from wdstools import failures
@@ -118,6 +118,68 @@ class Fsspec:
         names = [info["name"] for info in infos if info.get("type") != "directory"]
         paths = [folder + name[len(base) :].lstrip("/") for name in names if name.rstrip("/") != base]
         return sorted(path for path in paths if path.startswith(prefix) and not path.endswith("/"))
+
+    def create(self, path: str, data: bytes) -> bool:
+        """Write an object where there is none; false where there is one."""
+        self._fs.invalidate_cache()
+        try:
+            self._call("pipe_file", path, data, mode="create")
+        except StoreError as error:
+            if isinstance(error.__cause__, FileExistsError):
+                return False
+            raise
+        return True
+
+    def remove(self, path: str) -> None:
+        """Remove an object, or nothing where there is none."""
+        self._fs.invalidate_cache()
+        with contextlib.suppress(NotFoundError):
+            self._call("rm_file", path)
+
+    def upload(self, path: str, pieces: Iterator[Buffer], nbytes: int) -> None:
+        """Write an object in parts of `nbytes`, one after the other."""
+        url = self._root + path
+        file: Any = None
+        try:
+            file = self._fs.open(self._name(path), "wb", block_size=nbytes)
+            for piece in pieces:
+                file.write(piece)
+            file.close()
+        except BaseException as error:
+            if file is not None:
+                file.closed = True  # or the end of it would complete the upload
+                with contextlib.suppress(Exception):
+                    file.discard()
+            if isinstance(error, Exception):
+                raise failures.of_exception(url, error) from error
+            raise
+
+    def abandon(self, prefix: str, mine: Callable[[str], bool]) -> int:
+        """Abort the uploads to paths of this prefix that nobody completed, and return how many. Only S3 shows them:
+        elsewhere they take no place under any name, and are forgotten within a week."""
+        if self._scheme != "s3":
+            return 0
+        bucket, _, head = str(self._name(prefix)).partition("/")
+        head += "/" if prefix.endswith("/") and not head.endswith("/") else ""
+        count, more = 0, dict[str, Any]()
+        while True:
+            page = self._s3("list_multipart_uploads", prefix, Bucket=bucket, Prefix=head, **more)
+            for item in page.get("Uploads") or []:
+                if mine(prefix + item["Key"][len(head) :]):
+                    with contextlib.suppress(NotFoundError):
+                        self._s3(
+                            "abort_multipart_upload", prefix, Bucket=bucket, Key=item["Key"], UploadId=item["UploadId"]
+                        )
+                    count += 1
+            if not page.get("IsTruncated"):
+                return count
+            more = {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page["NextUploadIdMarker"]}
+
+    def _s3(self, method: str, path: str, **kwargs: Any) -> Any:
+        try:
+            return self._asyn.sync(self._fs.loop, self._fs._call_s3, method, timeout=LONG * self._idle, **kwargs)
+        except Exception as error:
+            raise failures.of_exception(self._root + path, error) from error
 
     def _name(self, path: str) -> Any:
         return self._fs._strip_protocol(self._root + path)

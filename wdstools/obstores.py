@@ -13,7 +13,7 @@ import json
 import os
 import sys
 import urllib.parse
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, timedelta
 from typing import Any
 
@@ -90,18 +90,26 @@ class Obstore:
             "user_agent": "wdstools",
             "pool_idle_timeout": timedelta(seconds=60),
         }
+        if scheme == "http" and options.get("headers"):
+            client["default_headers"] = dict(options["headers"])
         rest = {"client_options": client, "retry_config": {"max_retries": 0, "retry_timeout": timedelta(seconds=total)}}
+        again: dict[str, Any] = {"max_retries": retries.attempts - 1}
+        again["retry_timeout"] = timedelta(seconds=min(total, 600.0))
+        pauses = {"init_backoff": timedelta(seconds=retries.first), "max_backoff": timedelta(seconds=retries.most)}
+        again["backoff"] = {**pauses, "base": 2}
+        make: Any
+        where: dict[str, Any]
         try:
             if scheme == "s3":
-                self._store = stores.S3Store(host, **_s3(root, host, options, retries), **rest)
+                make, where = functools.partial(stores.S3Store, host), _s3(root, host, options, retries)
             elif scheme == "gs":
-                self._store = stores.GCSStore(host, **_gcs(options), **rest)
+                make, where = functools.partial(stores.GCSStore, host), _gcs(options)
             elif scheme == "az":
-                self._store = stores.AzureStore(**_azure(host, options), **rest)
+                make, where = stores.AzureStore, _azure(host, options)
             else:
-                if options.get("headers"):
-                    client["default_headers"] = dict(options["headers"])
-                self._store = stores.HTTPStore.from_url(root, **rest)
+                make, where = functools.partial(stores.HTTPStore.from_url, root), {}
+            self._store = make(**where, **rest)
+            self._patient = make(**where, **{**rest, "retry_config": again})  # for what has many requests in it
         except StoreError:
             raise
         except Exception as error:
@@ -133,6 +141,39 @@ class Obstore:
         if len(data) < end - start and not partly:
             raise beyond(url, end, stat.nbytes)
         return Answer(data, stat)
+
+    def listing(self, prefix: str, delimited: bool = False) -> Iterator[tuple[str, Stat | None]]:
+        """Yield (path, Stat) of all that begins with `prefix`; `delimited`: not below its next slash, but (path with a
+        slash, None) for what is there. Requests are repeated."""
+        folder, _, rest = prefix.rpartition("/")
+        try:
+            if delimited:
+                found = self._obstore.list_with_delimiter(self._patient, folder or None)
+                batches: Any = [found["objects"]]
+                for name in found["common_prefixes"]:
+                    if (name := name.rstrip("/") + "/").startswith(prefix):
+                        yield name, None
+            else:
+                batches = self._obstore.list(self._patient, folder or None, chunk_size=1000)
+            for batch in batches:
+                for meta in batch:
+                    if not rest or meta["path"].startswith(prefix):
+                        yield meta["path"], _stat(meta, self._scheme)
+        except FileNotFoundError:
+            return
+        except Exception as error:
+            raise failures.of_obstore(failures.hide(self._root + prefix), error) from error
+
+    def upload(self, path: str, pieces: Iterator[Buffer], nbytes: int, at_once: int) -> None:
+        """Write an object in parts of `nbytes`, `at_once` of them under way. Requests are repeated; where the pieces
+        end with an exception the upload is aborted."""
+        name = self._name(path)
+        try:
+            self._obstore.put(
+                self._patient, name, pieces, use_multipart=True, chunk_size=nbytes, max_concurrency=at_once
+            )
+        except Exception as error:
+            raise failures.of_obstore(failures.hide(self._root + path), error) from error
 
     def _in_place(self, path: str, url: str) -> StoreError | Transient | None:
         """What stands in place of an object whose ranges are not to be had; None: the object itself, as a whole."""

@@ -42,6 +42,30 @@ class Client(Protocol):
     def get(self, path: str, start: int, end: int, partly: bool = False) -> Answer: ...
 
 
+class _Counted:
+    """Pieces, and what became of them: their bytes, whether all were taken, and the exception that they ended with."""
+
+    def __init__(self, pieces: Iterator[Buffer]) -> None:
+        self._pieces = pieces
+        self.nbytes, self.ended = 0, False
+        self.error: BaseException | None = None
+
+    def __iter__(self) -> _Counted:
+        return self
+
+    def __next__(self) -> Buffer:
+        try:
+            piece = next(self._pieces)
+        except StopIteration:
+            self.ended = True
+            raise
+        except BaseException as error:
+            self.error = error
+            raise
+        self.nbytes += len(piece)
+        return piece
+
+
 class RemoteStore(Store):
     """One bucket, container, host or other root of a URL. `scheme`: s3, gs, az, http, or one of fsspec's.
 
@@ -158,6 +182,63 @@ class RemoteStore(Store):
     def list(self, prefix: str = "", recursive: bool = False) -> list[str]:
         files = self._files("listed")
         return self._repeat(lambda: files.list(prefix, recursive))
+
+    def listing(self, prefix: str = "", delimited: bool = False) -> Iterator[tuple[str, Stat | None]]:
+        """Yield (path, Stat) of everything that begins with `prefix`, in no order; `delimited`: not below its next
+        slash, but (path with a slash, None) for what is there."""
+        files = self._files("listed")
+        if usable(self._scheme, "x", self._options):
+            client = cast(Obstore, self._reader("x"))
+            try:
+                yield from client.listing(prefix, delimited)
+            except Transient as failed:
+                raise failed.error from failed.__cause__
+            return
+        for path in self._repeat(lambda: files.list(prefix, not delimited)):
+            yield path, self._repeat(lambda path=path: files.stat(path))  # type: ignore[misc]
+
+    def create(self, path: str, data: bytes) -> bool:
+        """Write an object where there is none; false where there is one, which may be of a lost answer."""
+        files = self._files("written to")
+        self.forget(path)
+        return self._repeat(lambda: files.create(path, data))
+
+    def remove(self, path: str) -> None:
+        """Remove an object, or nothing where there is none."""
+        files = self._files("written to")
+        self.forget(path)
+        self._repeat(lambda: files.remove(path))
+
+    def upload(self, path: str, pieces: Iterator[Buffer], nbytes: int, at_once: int = 4) -> None:
+        """Write an object that does not have to fit in memory, in parts of `nbytes`: it appears when all of it is
+        there. Where something else than what was written may be under that name, remove it before: an upload whose
+        last answer was lost is known by its size."""
+        files = self._files("written to")
+        self.forget(path)
+        told = _Counted(pieces)
+        try:
+            if self._scheme in ("s3", "az") and usable(self._scheme, path, self._options):
+                cast(Obstore, self._reader(path)).upload(path, told, nbytes, at_once)
+            else:
+                files.upload(path, told, nbytes)
+        except (StoreError, Transient) as failed:
+            error = failed.error if isinstance(failed, Transient) else failed
+            if told.error is not None:
+                raise told.error from None
+            if not told.ended or not self._has(path, told.nbytes):
+                raise error from failed.__cause__
+        self.forget(path)
+
+    def _has(self, path: str, nbytes: int) -> bool:
+        try:
+            return self.size(path).nbytes == nbytes
+        except StoreError:
+            return False
+
+    def abandon(self, prefix: str, mine: Callable[[str], bool]) -> int:
+        """Abort the uploads to these paths that nobody completed; see Fsspec.abandon."""
+        files = self._files("written to")
+        return self._repeat(lambda: files.abandon(prefix, mine))
 
     def _stat(self, path: str) -> Stat:
         self._after_fork()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from wdstools import tar, urls, writer
+from wdstools.convert import place
 from wdstools.convert.entries import Entries
 from wdstools.convert.options import Options
 from wdstools.convert.order import Numbers
@@ -42,20 +42,23 @@ class Target(NamedTuple):
 def _matching(pattern: str) -> list[tuple[int, str]]:
     folder, name = os.path.dirname(pattern % 0), os.path.basename(pattern)
     number = _NUMBER.search(name)
-    if number is None or not os.path.isdir(folder or "."):
+    if number is None:
         return []
     head, tail = name[: number.start()], name[number.end() :]
     form = re.compile(re.escape(head % ()) + "([0-9]+)" + re.escape(tail % ()))
-    found = ((form.fullmatch(item), item) for item in os.listdir(folder or "."))
+    found = ((form.fullmatch(item), item) for item in place.names(folder))
     return [(int(match[1]), os.path.join(folder, item)) for match, item in found if match]
 
 
 def targets(dest: str, name: str, splits: Sequence[tuple[str, float]]) -> list[Target]:
     """Return the sets of shards that DEST stands for. Raises DestinationError where it names none."""
-    if urls.scheme(dest) != "file":
-        raise DestinationError(f"{dest}: wds-shard writes to local folders; copy the shards from there")
-    path = urls.local_path(dest) or ""
+    remote = place.is_remote(dest)
+    if remote:
+        place.bucket(dest)
+    path = dest if remote else urls.local_path(dest) or ""
     folder, base = os.path.split(path)
+    if remote and folder.endswith(":/"):
+        folder, base = path, ""
     folder = folder.replace("%", "%%")  # the number stands in the last part
     names = [split for split, _ in splits]
     if "%" not in base:
@@ -72,7 +75,7 @@ def targets(dest: str, name: str, splits: Sequence[tuple[str, float]]) -> list[T
     else:
         found = [Target("", os.path.join(folder, base))]
     for target in found:
-        writer.check_pattern(target.pattern)
+        writer.check_pattern(target.pattern.partition("://")[2] if remote else target.pattern)
         if not (target.pattern % 0).endswith(".tar"):
             raise DestinationError(f"{target.pattern!r}: shards are plain tars, so the name must end with .tar")
     if len({target.index_path for target in found}) < len(found):
@@ -127,25 +130,22 @@ def pack(entries: Entries, order: Numbers, target: Target, options: Options) -> 
     return plans
 
 
-def hidden(path: str, suffix: str) -> str:
-    """Return the name of a file that goes with another while a job is under way."""
-    folder, name = os.path.split(path)
-    return os.path.join(folder, f".{name}{suffix}")
-
-
 def sweep(found: Sequence[Target], *, parts: bool) -> None:
     """Remove temporary files of shards, parts and indexes; with `parts`, the parts too."""
     for target in found:
         folder, name = target.folder, os.path.basename(target.pattern)
         number = _NUMBER.search(name)
-        if number is None or not os.path.isdir(folder):
+        if number is None:
             continue
         shard = re.escape(name[: number.start()] % ()) + "[0-9]+" + re.escape(name[number.end() :] % ())
         index = re.escape(os.path.basename(target.index_path))
         forms = [rf"\.{shard}\.tmp", rf"\.(\.{shard}\.part|{index})(\.[0-9]+-[0-9a-f]+)?\.tmp"]
         forms.append(r"\.(classes\.json|skipped\.jsonl)\.tmp")
         form = re.compile("|".join(forms + ([rf"\.{shard}\.part"] if parts else [])))
-        for item in os.listdir(folder):
+        for item in place.names(folder):
             if item[0] == "." and form.fullmatch(item):
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(os.path.join(folder, item))
+                place.remove(os.path.join(folder, item))
+        if place.is_remote(folder):
+            store, prefix = place.bucket(folder + "/")
+            sent = re.compile(re.escape(prefix) + f"({shard}|{index})")
+            store.abandon(prefix, lambda path, sent=sent: sent.fullmatch(path) is not None)  # type: ignore[misc]

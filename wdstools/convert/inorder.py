@@ -14,14 +14,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from wdstools import writer
-from wdstools.convert import images, journal
+from wdstools.convert import images, journal, place
 from wdstools.convert.destination import Target
 from wdstools.convert.journal import Written
 from wdstools.convert.options import Options, Skipped, Summary
 from wdstools.convert.order import Numbers
 from wdstools.convert.plan import Plan
 from wdstools.convert.planned import Progress
-from wdstools.convert.put import left_out, put
+from wdstools.convert.put import Shard, left_out, open_shard, put
 from wdstools.convert.sources import Faults, Fields
 from wdstools.errors import SourceError
 
@@ -40,13 +40,13 @@ def write_in_order(ready: Plan, options: Options, progress: Progress, summary: S
             progress(_covered(kept), sum(part.nbytes for part in kept))
             for number, path in target.existing():
                 if number >= len(kept):
-                    os.unlink(path)  # of this job, as Job has checked, and behind one that must be written anew
+                    place.remove(path)  # of this job, as Job has checked, and behind one that must be written anew
             if options.map is None:
                 items = apply(_samples(ready, numbers, kept))
             else:  # how many a sample becomes is known when it has been mapped
                 items = apply(_samples(ready, numbers, []))
                 _pass_over(itertools.islice(items, _covered(kept)), kept)
-            found, rest = _write_target(target, items, len(kept), ready.lift, options, progress)
+            found, rest = _write_target(target, items, len(kept), ready.lift, options, progress, ready.check)
             done.append(kept + found)
             summary.skipped += [item for written in done[-1] for item in written.skipped] + rest
     return done
@@ -55,7 +55,8 @@ def write_in_order(ready: Plan, options: Options, progress: Progress, summary: S
 def _kept_prefix(target: Target, options: Options) -> list[Written]:
     """The finished shards from number 0 on."""
     kept: list[Written] = []
-    while (part := journal.load_part(target.pattern % len(kept), options.on_error == "skip")) is not None:
+    there = place.names(target.folder)
+    while (part := journal.load_part(target.pattern % len(kept), options.on_error == "skip", there)) is not None:
         kept.append(part)
     return kept
 
@@ -143,13 +144,14 @@ def _write_target(
     lift: tuple[str, ...] | None,
     options: Options,
     progress: Progress,
+    check: Callable[[], object],
 ) -> tuple[list[Written], list[Skipped]]:
     """Write samples one by one, from shard number `first` on. What is left out counts to the shard in hand, so that a
     run that goes on knows from where; or to none, at the end (the second that is returned)."""
     packer = writer.Packer(options.maxcount, options.maxsize)
     faults = Faults(options.on_error == "skip")
     done: list[Written] = []
-    file: writer.ShardFile | None = None
+    file: Shard | None = None
     try:
         for key, fields in items:
             nbytes = 0
@@ -158,18 +160,18 @@ def _write_target(
             else:
                 nbytes = writer.sample_nbytes(key, {n: _size(value) for n, value in fields.items()})
                 if file is not None and packer.is_full(nbytes):
+                    check()
                     done.append(_commit(file, faults))
                     file = None
                 if file is None:
                     columns = lift if lift is not None else ("cls",) if "cls" in fields else ()
                     path = target.pattern % (first + len(done))
-                    file = writer.ShardFile(
-                        path, lift=columns, part=True, mtime=False, sync=options.sync, checksum=options.checksums
-                    )
+                    file = open_shard(path, columns, options)
                     packer.reset()
                 if put(file, key, fields, faults):
                     packer.add(nbytes)
             progress(1, nbytes)
+        check()
         if file is not None and file.nsamples:
             done.append(_commit(file, faults))
         return done, faults.skipped
@@ -178,7 +180,7 @@ def _write_target(
             file.abort()
 
 
-def _commit(file: writer.ShardFile, faults: Faults) -> Written:
+def _commit(file: Shard, faults: Faults) -> Written:
     """Finish a shard, and take what was left out of it from the faults."""
     skipped, faults.skipped = faults.skipped, []
     file.metadata = left_out(skipped)

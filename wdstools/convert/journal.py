@@ -14,11 +14,13 @@ import contextlib
 import fcntl
 import json
 import os
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from wdstools import urls, writer
-from wdstools.convert import destination
+from wdstools.convert import destination, place
 from wdstools.convert.description import difference
 from wdstools.convert.destination import Target
 from wdstools.convert.options import Skipped
@@ -26,8 +28,10 @@ from wdstools.convert.shards import JOB
 from wdstools.errors import DestinationError, IndexFileError, NotFoundError
 
 if TYPE_CHECKING:
+    from wdstools.convert.lock import Lock
     from wdstools.index import Index
 
+_FETCHES = 16  # parts that come from a bucket at once
 METADATA = "wds.job"
 SKIPPED = "wds.skipped"
 
@@ -48,13 +52,19 @@ class Job:
         self.path = os.path.join(self.folder, f".{stem}{JOB}")
         self.state = "fresh"
         self._fd = -1
+        self._held: Lock | None = None
+        self._jobs: dict[str, dict[str, Any] | None] = {}
 
     def open(self, dry: bool = False) -> Job:
         """Look at the destination, and unless `dry` lock it and make it ready for writing.
 
         Raises DestinationError where something else lies there, or another job is at work.
         """
-        if not dry:
+        if not dry and place.is_remote(self.folder):
+            from wdstools.convert.lock import Lock
+
+            self._held = Lock(self.path.removesuffix(JOB) + ".wdslock", self.overwrite)
+        elif not dry:
             os.makedirs(self.folder, exist_ok=True)
             self._lock()
         try:
@@ -66,12 +76,25 @@ class Job:
 
     def close(self, *, remove: bool = False) -> None:
         """Unlock; with `remove` the journal goes first."""
+        if self._held is not None:
+            held, self._held = self._held, None
+            try:
+                if remove:
+                    held.check()
+                    place.remove(self.path)
+            finally:
+                held.close()
         if self._fd >= 0:
             if remove or os.fstat(self._fd).st_size == 0:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(self.path)
             os.close(self._fd)
             self._fd = -1
+
+    def check(self) -> None:
+        """Ask whether this destination is still ours. Raises DestinationError."""
+        if self._held is not None:
+            self._held.check()
 
     def _lock(self) -> None:
         while True:
@@ -92,7 +115,7 @@ class Job:
     def _settle(self, dry: bool) -> None:
         old = self._read()
         mine = old is not None and old.get("fingerprint") == self.description["fingerprint"]
-        if mine and self._changed_since(self.path, "this job began"):
+        if mine and old is not None and self._changed_since_began(old):
             mine = False
         if old is not None and not mine and not self.overwrite:
             raise DestinationError(
@@ -117,15 +140,21 @@ class Job:
             if self.state == "fresh":  # else it is there, and a moment without it could lose what is done
                 self._write()
 
+    def _changed_since_began(self, old: dict[str, Any]) -> bool:
+        """Say whether the source was changed since the job began: by its own times in a bucket, whose clock may be
+        another, and by those of the files here. Raises as _changed()."""
+        if "newest" in old:
+            return self.newest[0] > int(old["newest"]) and self._changed("this job began")
+        return self._changed_since(self.path, "this job began")
+
     def _changed_since(self, path: str, when: str) -> bool:
-        """Say whether a file of the source is younger than a file of ours. Raises DestinationError for it, unless all
-        is to be made anew anyway."""
-        changed, file = self.newest
-        if changed <= os.stat(path).st_mtime_ns:
-            return False
+        return self.newest[0] > os.stat(path).st_mtime_ns and self._changed(when)
+
+    def _changed(self, when: str) -> bool:
+        """True where all is to be made anew anyway. Raises DestinationError."""
         if not self.overwrite:
             raise DestinationError(
-                f"{file}: was changed after {when}, so that old and new would be mixed. "
+                f"{self.newest[1]}: was changed after {when}, so that old and new would be mixed. "
                 "Give --overwrite to make all shards anew"
             )
         return True
@@ -133,15 +162,18 @@ class Job:
     def _read(self) -> dict[str, Any] | None:
         """The journal; None where there is none, or it was cut short, and then before any shard was written."""
         try:
-            with open(self.path, "rb") as file:
-                old = json.loads(file.read())
-        except (FileNotFoundError, ValueError):
+            old = json.loads(place.read(self.path) or b"")
+        except ValueError:
             return None
         return old if isinstance(old, dict) else None
 
     def _write(self) -> None:
         names = [os.path.basename(target.pattern) for target in self.targets]
-        data = json.dumps({**self.description, "patterns": names}).encode()
+        journal = {**self.description, "patterns": names}
+        if self._held is not None:
+            place.write(self.path, json.dumps({**journal, "newest": self.newest[0]}).encode())
+            return
+        data = json.dumps(journal).encode()
         os.ftruncate(self._fd, 0)
         view = memoryview(data)
         while view:
@@ -155,8 +187,13 @@ class Job:
 
     def _job_of(self, target: Target) -> dict[str, Any] | None:
         """The job that wrote the index of a target: None without an index, {} for one that says nothing."""
+        if target.index_path not in self._jobs:
+            self._jobs[target.index_path] = self._read_job(target)
+        return self._jobs[target.index_path]
+
+    def _read_job(self, target: Target) -> dict[str, Any] | None:
         try:
-            return dict(json.loads(_load(target.index_path).metadata.get(METADATA, "{}")))
+            return dict(json.loads(place.load_index(target.index_path).metadata.get(METADATA, "{}")))
         except NotFoundError:
             return None
         except (IndexFileError, ValueError):
@@ -167,16 +204,18 @@ class Job:
 
     def _check_complete(self) -> None:
         for target in self.targets:
-            self._changed_since(target.index_path, "its shards were written")
-            shards = _load(target.index_path).shards
+            if not place.is_remote(self.folder):
+                self._changed_since(target.index_path, "its shards were written")
+            shards = place.load_index(target.index_path).shards
+            there = place.names(target.folder)
             for url, nbytes in zip(shards.url, shards.nbytes, strict=True):
                 path = urls.local_path(url) or url
-                if not os.path.exists(path) or os.path.getsize(path) != nbytes:
+                if there.get(os.path.basename(path)) != nbytes:
                     raise DestinationError(
                         f"{path}: was changed or removed after it was written; --overwrite makes all anew"
                     )
             for _, path in target.existing():
-                if os.path.abspath(path) not in shards.url:
+                if place.full(path) not in shards.url:
                     raise DestinationError(f"{path}: is not one of the shards of {target.index_path}: remove it")
 
     def _check_empty(self) -> None:
@@ -198,13 +237,14 @@ class Job:
         for target in self.targets:
             if self._is_done(target):
                 continue
+            there = place.names(target.folder)
             for _, path in target.existing():
-                if os.path.exists(writer.part_name(path)):
+                if os.path.basename(writer.part_name(path)) in there:
                     continue
                 if not self.overwrite:
                     raise DestinationError(f"{path}: this job did not write it. Remove it, or give --overwrite")
                 if not dry:
-                    os.unlink(path)
+                    place.remove(path)
 
     def clear(self, old: dict[str, Any] | None = None) -> None:
         """Remove the shards and the indexes that the targets name, and those of an unfinished job that was here."""
@@ -216,39 +256,26 @@ class Job:
                     found.append(Target("", os.path.join(self.folder, name)))
         for target in found:
             for path in [target.index_path, *(path for _, path in target.existing())]:
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(path)
+                place.remove(path)
+        self._jobs.clear()
         destination.sweep(found, parts=True)
 
     def put_skipped(self, skipped: Sequence[Skipped]) -> None:
         """Write skipped.jsonl, anew for this set of shards; lines of other sets in the folder stay."""
         path = os.path.join(self.folder, "skipped.jsonl")
-        try:
-            with open(path, "rb") as file:
-                old = file.read().splitlines(keepends=True)
-        except FileNotFoundError:
-            old = []
+        old = (place.read(path) or b"").splitlines(keepends=True)
         lines = [line for line in old if not self._is_mine(line)]
         lines += [json.dumps({**item._asdict(), "set": self.stem}).encode() + b"\n" for item in skipped]
         if lines and lines != old:
-            put_file(path, b"".join(lines))
+            place.write(path, b"".join(lines))
         elif old and not lines:
-            os.unlink(path)
+            place.remove(path)
 
     def _is_mine(self, line: bytes) -> bool:
         try:
             return bool(json.loads(line)["set"] == self.stem)
         except (ValueError, LookupError, TypeError):
             return False
-
-
-def _load(path: str) -> Index:
-    """Index.load, which loads Arrow: not before there is an index to read."""
-    if not os.path.exists(path):
-        raise NotFoundError(f"{path}: no such index")
-    from wdstools.index import Index
-
-    return Index.load(path)
 
 
 class Written(NamedTuple):
@@ -261,35 +288,47 @@ class Written(NamedTuple):
 
     def load(self) -> Index:
         """Return its index."""
-        return _load(writer.part_name(self.path))
+        return place.load_index(writer.part_name(self.path))
 
 
-def load_part(path: str, lenient: bool) -> Written | None:
+def load_part(path: str, lenient: bool, there: Mapping[str, int]) -> Written | None:
     """Return a finished shard of this job; None where it must be written anew (also, unless `lenient`, where samples
-    were left out)."""
+    were left out). `there`: what lies in its folder, with sizes."""
+    name, part = os.path.basename(path), writer.part_name(path)
+    if name not in there or os.path.basename(part) not in there:
+        return None
     try:
-        index = _load(writer.part_name(path))
+        index = place.load_index(part)
         index.validate()
         skipped = [Skipped(*item) for item in json.loads(index.metadata.get(SKIPPED, "[]"))]
-        nbytes = os.path.getsize(path)
+        nbytes = there[name]
     except (NotFoundError, IndexFileError, FileNotFoundError, ValueError, TypeError):
         return None
-    mine = index.shards.url == [os.path.abspath(path)] and index.shards.nbytes == [nbytes]
+    mine = index.shards.url == [place.full(path)] and index.shards.nbytes == [nbytes]
     if not mine or (skipped and not lenient):
         return None
     return Written(path, len(index), nbytes, skipped)
 
 
-def put_file(path: str, data: bytes) -> None:
-    """Write a small file, whole or not at all."""
-    temporary = destination.hidden(path, ".tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
+def merge_parts(shards: Sequence[str], path: str, metadata: dict[str, str]) -> None:
+    """Put the parts of shards together into the index `path`."""
+    from wdstools.merge import merge_files  # with Arrow, which was not needed before the first shard was whole
+
+    if not place.is_remote(path):
+        merge_files([writer.part_name(shard) for shard in shards], path, metadata, trusted=True)
+        return
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(_FETCHES) as pool:
+
+        def fetch(shard: str) -> str:
+            part = writer.part_name(shard)
+            data = place.read(part)
+            if data is None:
+                raise NotFoundError(f"{part}: is gone: another process has removed it. Run the same command again")
+            local = os.path.join(folder, os.path.basename(part))
+            with open(local, "wb") as file:
+                file.write(data)
+            return local
+
+        merged = os.path.join(folder, os.path.basename(path))  # names in it are relative, so it may be moved
+        merge_files(list(pool.map(fetch, shards)), merged, metadata, trusted=True)
+        place.send(merged, path)

@@ -14,10 +14,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from wdstools import writer
-from wdstools.convert import destination, journal, proof
+from wdstools.convert import destination, journal, place, proof
 from wdstools.convert.destination import Target
 from wdstools.convert.inorder import write_in_order
+from wdstools.convert.journal import merge_parts
 from wdstools.convert.options import Options, Skipped, Summary
 from wdstools.convert.plan import Plan, make_plan
 from wdstools.convert.planned import Progress, write_planned
@@ -56,6 +56,7 @@ def convert(
     _check_classes(ready, job, options)
     with _explained(job.folder):
         job.open()
+        ready.check = job.check
         try:
             summary = _run(ready, job, options, progress)
         except BaseException:
@@ -86,21 +87,28 @@ def _run(ready: Plan, job: journal.Job, options: Options, progress: Progress) ->
         job.clear()  # nothing to go on from
         raise SourceError("every sample was left out: there is nothing to write")
     if ready.listing.classes is not None:
-        journal.put_file(os.path.join(job.folder, "classes.json"), _json(ready.listing.classes))
+        place.write(os.path.join(job.folder, "classes.json"), _json(ready.listing.classes))
     summary.skipped.sort()
     job.put_skipped(summary.skipped)
     early = set(ready.skipped)
     late = [item for item in summary.skipped if item not in early]
-    from wdstools.merge import merge_files  # with Arrow, which was not needed before the first shard was whole
-
     for number, (target, found) in enumerate(zip(job.targets, done, strict=True)):
         metadata = {journal.METADATA: job.text}
         if late and not number:  # of all targets, in the first
             metadata[journal.SKIPPED] = json.dumps(late)
-        merge_files([writer.part_name(w.path) for w in found], target.index_path, metadata, trusted=True)
-    _count(summary, job.targets)
+        merge_parts([w.path for w in found], target.index_path, metadata)
+    for target, index in zip(job.targets, _count(summary, job.targets), strict=True):
+        _check_sizes(target, index)
     destination.sweep(job.targets, parts=True)
     return summary
+
+
+def _check_sizes(target: Target, index: Index) -> None:
+    """What lies in a bucket is what was sent there, as far as sizes tell."""
+    there = place.names(target.folder) if place.is_remote(target.folder) else {}
+    for url, nbytes in zip(index.shards.url, index.shards.nbytes, strict=True):
+        if there and there.get(os.path.basename(url)) != nbytes:
+            raise StoreError(f"{url}: is not there, or not with the {nbytes} bytes that were written")
 
 
 def _json(value: object) -> bytes:
@@ -113,9 +121,7 @@ def _json(value: object) -> bytes:
 
 def _count(summary: Summary, found: list[Target]) -> list[Index]:
     """Count what the targets hold, and return their indexes."""
-    from wdstools.index import Index
-
-    indexes = [Index.load(target.index_path) for target in found]
+    indexes = [place.load_index(target.index_path) for target in found]
     for target, index in zip(found, indexes, strict=True):
         summary.shards += len(index.shards)
         summary.samples += len(index)
@@ -130,17 +136,18 @@ def _check_classes(ready: Plan, job: journal.Job, options: Options) -> None:
     path = os.path.join(job.folder, "classes.json")
     if ready.listing.classes is None or options.overwrite:
         return
-    with contextlib.suppress(FileNotFoundError):
-        with open(path, "rb") as file:
-            try:
-                old = json.load(file)
-            except ValueError:
-                old = None
-        if old != ready.listing.classes:
-            raise DestinationError(
-                f"{path}: is there with other classes or numbers: those shards and these would mean different things "
-                "by one number. Write elsewhere, or give --overwrite"
-            )
+    data = place.read(path)
+    if data is None:
+        return
+    try:
+        old = json.loads(data)
+    except ValueError:
+        old = None
+    if old != ready.listing.classes:
+        raise DestinationError(
+            f"{path}: is there with other classes or numbers: those shards and these would mean different things "
+            "by one number. Write elsewhere, or give --overwrite"
+        )
 
 
 @contextlib.contextmanager

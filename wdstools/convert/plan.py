@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,6 +38,7 @@ class Plan:
     lift: tuple[str, ...] | None
     description: dict[str, Any]
     skipped: list[Skipped] = field(default_factory=list)
+    check: Callable[[], object] = lambda: None  # raises where the destination is not ours any more
 
     @property
     def total(self) -> int | None:

@@ -5,20 +5,18 @@ The C writer moves the bytes without the GIL; what lies in a shard does not depe
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 
-from wdstools import writer
-from wdstools.convert import journal
+from wdstools.convert import journal, place
 from wdstools.convert.destination import ShardPlan, Target
 from wdstools.convert.journal import Written
 from wdstools.convert.options import Options, Summary
 from wdstools.convert.order import Numbers
 from wdstools.convert.plan import Plan
-from wdstools.convert.put import left_out, put
+from wdstools.convert.put import left_out, open_shard, put
 from wdstools.convert.sources import Faults
 from wdstools.errors import DestinationError
 
@@ -57,8 +55,9 @@ def write_planned(ready: Plan, options: Options, progress: Progress, summary: Su
     todo: list[tuple[int, int, ShardPlan]] = []
     lenient = options.on_error == "skip"
     for t, plans in enumerate(ready.shards or []):
+        there = place.names(ready.targets[t].folder)
         for s, shard in enumerate(plans):
-            part = journal.load_part(shard.path, lenient)
+            part = journal.load_part(shard.path, lenient, there)
             if part is not None and part.nsamples + len(part.skipped) == shard.stop - shard.start:
                 done[t][s] = part
                 summary.skipped += part.skipped
@@ -109,7 +108,7 @@ def _check_beyond(target: Target, count: int, options: Options) -> None:
         if number >= count or target.pattern % number != path:
             if not options.overwrite:
                 raise DestinationError(f"{path}: this job did not write it. Remove it, or give --overwrite")
-            os.unlink(path)
+            place.remove(path)
 
 
 def _write_shard(
@@ -117,12 +116,7 @@ def _write_shard(
 ) -> Written:
     faults = Faults(options.on_error == "skip")
     entries, fields = ready.entries, ready.listing.fields
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(shard.path)  # of an earlier run: the part of the new shard must never stand beside the old one
-    file = writer.ShardFile(
-        shard.path, lift=ready.lift or (), part=True, mtime=False, sync=options.sync,
-        checksum=options.checksums,
-    )  # fmt: skip
+    file = open_shard(shard.path, ready.lift or (), options)
     try:
         told, samples = 0, 0
         for position in range(shard.start, shard.stop):
@@ -135,6 +129,7 @@ def _write_shard(
                 counter.add(samples, file.nbytes - told)
                 told, samples = file.nbytes, 0
         file.metadata = left_out(faults.skipped)
+        ready.check()
         nsamples = len(file.commit())
         counter.add(samples, file.nbytes - told)
         return Written(shard.path, nsamples, file.nbytes, faults.skipped)

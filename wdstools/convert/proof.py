@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from wdstools import writer
+from wdstools.convert import place
 from wdstools.convert.destination import Target
 from wdstools.convert.journal import Written
 from wdstools.convert.options import Options
@@ -23,8 +23,7 @@ def prove_parts(done: Sequence[Sequence[Written]], options: Options) -> None:
         found = verify_checksums(written.load(), workers=1, from_disk=True)
         if found:
             for path in (written.path, writer.part_name(written.path)):
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(path)
+                place.remove(path)
         return found
 
     with ThreadPoolExecutor(options.workers or os.cpu_count() or 1, "wds-verify") as pool:
@@ -35,11 +34,10 @@ def prove_parts(done: Sequence[Sequence[Written]], options: Options) -> None:
 def prove(targets: Sequence[Target], options: Options) -> None:
     """Compare the shards of a job that was done before. Raises the first error, mostly a ChecksumError."""
     from wdstools.checksums import verify_checksums
-    from wdstools.index import Index
 
     errors: list[WdsError] = []
     for target in targets:
-        errors += verify_checksums(Index.load(target.index_path), workers=options.workers, from_disk=True)
+        errors += verify_checksums(place.load_index(target.index_path), workers=options.workers, from_disk=True)
     _raise(errors, "--overwrite makes all anew")
 
 

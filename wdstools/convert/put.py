@@ -5,17 +5,22 @@ from __future__ import annotations
 import errno
 import json
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, TypeAlias
 
 from wdstools import writer
-from wdstools.convert import journal
+from wdstools.convert import journal, place
 from wdstools.convert.images import Failure
 from wdstools.convert.options import Skipped
 from wdstools.convert.sources import Faults, Fields
 from wdstools.errors import SourceError, WdsError
 
 if TYPE_CHECKING:
+    from wdstools.convert.options import Options
     from wdstools.convert.subset import Span  # with Arrow
+    from wdstools.convert.upload import UploadedShard
+
+Shard: TypeAlias = "writer.ShardFile | UploadedShard"
 
 _OURS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 """What opening a file can fail with although nothing is wrong with the file."""
@@ -32,7 +37,17 @@ def _reason(error: Exception) -> tuple[str, str]:
     return text, ""
 
 
-def put(file: writer.ShardFile, key: str, fields: Fields | Span | Failure, faults: Faults) -> bool:
+def open_shard(path: str, lift: Sequence[str], options: Options) -> Shard:
+    """Begin a shard with its part; one of an earlier run is removed."""
+    place.remove(path)  # the part of the new shard must never stand beside the old one
+    if place.is_remote(path):
+        from wdstools.convert.upload import UploadedShard
+
+        return UploadedShard(path, lift=lift, checksum=options.checksums)
+    return writer.ShardFile(path, lift=lift, part=True, mtime=False, sync=options.sync, checksum=options.checksums)
+
+
+def put(file: Shard, key: str, fields: Fields | Span | Failure, faults: Faults) -> bool:
     """Write a sample; false where it was left out. Raises SourceError where it must not be, OSError for the disk,
     StaleIndexError for a Span that is not what its index says."""
     if isinstance(fields, Failure):

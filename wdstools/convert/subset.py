@@ -24,8 +24,8 @@ from wdstools.store import Stores
 from wdstools.tar import END_MARKER
 
 if TYPE_CHECKING:
+    from wdstools.convert.put import Shard
     from wdstools.dataset import Dataset
-    from wdstools.writer import ShardFile
 
 Array = np.ndarray[Any, Any]
 SPAN = ""  # what stands for the fields of a sample that is copied whole
@@ -99,7 +99,7 @@ class Spans:
         self.index, self._columns = index, columns
         self._access = Access(index, None, True, Stores())
 
-    def copy(self, row: int, file: ShardFile) -> None:
+    def copy(self, row: int, file: Shard) -> None:
         """Append the sample of a row to a shard. Raises StaleIndexError, SourceError, OSError."""
         key, shard, start, end = self.index.locate(row)
         opened = self._access.files.get(shard)
