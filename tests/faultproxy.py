@@ -25,7 +25,7 @@ class Proxy:
     `ranges`: the first and last byte of every range."""
 
     FAULTS = ("reset", "cut", "short", "stall", "500", "503", "429", "408", "403", "norange", "etag", "page", "shift")
-    FAULTS += ("page206", "says")
+    FAULTS += ("page206", "says", "lost")
 
     def __init__(self, port: int, draw: Callable[[str], Fault] | None = None, latency: float = 0.0) -> None:
         self.origin, self.draw, self.latency = port, draw or (lambda line: ""), latency
@@ -66,6 +66,9 @@ class Proxy:
                     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 with client.makefile("rb") as asked, origin.makefile("rb") as answered:
                     while head := read_head(asked):
+                        if b"expect: 100-continue" in b"\n".join(head).lower():
+                            client.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+                            head = [item for item in head if not item.lower().startswith(b"expect:")]
                         body = asked.read(length(head))
                         if not self._pass(head, body, client, origin, answered):
                             break
@@ -115,6 +118,9 @@ class Proxy:
             back = [shifted(item) for item in back]
         data = read_exactly(answered, nbytes)
         start = b"\r\n".join(back) + b"\r\n\r\n"
+        if fault == "lost":  # it was done, and nobody hears of it
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            return False
         if fault in ("cut", "short", "stall") and nbytes:
             client.sendall(start + data[: nbytes // 2])
             if fault == "stall":

@@ -60,6 +60,9 @@ class Fsspec:
         info = self._call("info", path)
         if info.get("type") == "directory":
             raise NotFoundError(f"{self._root}{path}: is a folder, not an object")
+        return self._told(info, path)
+
+    def _told(self, info: Mapping[str, Any], path: str) -> Stat:
         if info.get("size") is None:
             raise StoreError(f"{self._root}{path}: the server does not tell the size")
         etag = info.get("generation") if self._scheme == "gs" else None  # as obstore has it
@@ -180,6 +183,32 @@ class Fsspec:
             return self._asyn.sync(self._fs.loop, self._fs._call_s3, method, timeout=LONG * self._idle, **kwargs)
         except Exception as error:
             raise failures.of_exception(self._root + path, error) from error
+
+    def listing(self, prefix: str, delimited: bool) -> list[tuple[str, Stat | None]]:
+        """As Obstore.listing."""
+        folder = prefix[: prefix.rfind("/") + 1]
+        self._fs.invalidate_cache()
+        base = self._name(folder).rstrip("/")
+        try:
+            found = (
+                self._call("ls", folder, detail=True)
+                if delimited
+                else list(self._call("find", folder, detail=True).values())
+            )
+        except NotFoundError:
+            if folder and self._scheme in _WHOLE:
+                self._call("ls", "", detail=True)  # or the bucket is not there: that is worth an error
+            return []
+        listed: list[tuple[str, Stat | None]] = []
+        for info in found:
+            path = folder + info["name"][len(base) :].lstrip("/")
+            if not path.startswith(prefix) or info["name"].rstrip("/") == base:
+                continue
+            if info.get("type") == "directory":
+                listed.append((path.rstrip("/") + "/", None))
+            elif not path.endswith("/"):
+                listed.append((path, self._told(info, path)))
+        return listed
 
     def _name(self, path: str) -> Any:
         return self._fs._strip_protocol(self._root + path)

@@ -142,9 +142,9 @@ class Obstore:
             raise beyond(url, end, stat.nbytes)
         return Answer(data, stat)
 
-    def listing(self, prefix: str, delimited: bool = False) -> Iterator[tuple[str, Stat | None]]:
-        """Yield (path, Stat) of all that begins with `prefix`; `delimited`: not below its next slash, but (path with a
-        slash, None) for what is there. Requests are repeated."""
+    def listing(self, prefix: str, delimited: bool = False, after: str = "") -> Iterator[tuple[str, Stat | None]]:
+        """Yield (path, Stat) of all that begins with `prefix`, in order, from behind `after` on; `delimited`: not below
+        its next slash, but (path with a slash, None) for what is there. Requests are repeated, broken answers not."""
         folder, _, rest = prefix.rpartition("/")
         try:
             if delimited:
@@ -154,7 +154,7 @@ class Obstore:
                     if (name := name.rstrip("/") + "/").startswith(prefix):
                         yield name, None
             else:
-                batches = self._obstore.list(self._patient, folder or None, chunk_size=1000)
+                batches = self._obstore.list(self._patient, folder or None, chunk_size=1000, offset=after or None)
             for batch in batches:
                 for meta in batch:
                     if not rest or meta["path"].startswith(prefix):

@@ -187,15 +187,30 @@ class RemoteStore(Store):
         """Yield (path, Stat) of everything that begins with `prefix`, in no order; `delimited`: not below its next
         slash, but (path with a slash, None) for what is there."""
         files = self._files("listed")
-        if usable(self._scheme, "x", self._options):
-            client = cast(Obstore, self._reader("x"))
-            try:
-                yield from client.listing(prefix, delimited)
-            except Transient as failed:
-                raise failed.error from failed.__cause__
+        # the versions that Google's listing has through obstore are not those that reads have
+        if self._scheme == "gs" or not usable(self._scheme, "x", self._options):
+            yield from self._repeat(lambda: files.listing(prefix, delimited))
             return
-        for path in self._repeat(lambda: files.list(prefix, not delimited)):
-            yield path, self._repeat(lambda path=path: files.stat(path))  # type: ignore[misc]
+        client = cast(Obstore, self._reader("x"))
+        if delimited:
+            yield from self._repeat(lambda: list(client.listing(prefix, True)))
+        else:
+            yield from self._all(client, prefix)
+
+    def _all(self, client: Obstore, prefix: str) -> Iterator[tuple[str, Stat | None]]:
+        """A listing that goes on behind the last path where an answer breaks off."""
+        last, failed = "", 0
+        while True:
+            try:
+                for path, stat in client.listing(prefix, after=last):
+                    last, failed = path, 0
+                    yield path, stat
+                return
+            except Transient as broken:
+                failed += 1
+                if failed >= self._retries.attempts:
+                    raise broken.error from broken.__cause__
+                pause(self._retries.pause(failed, broken.after))
 
     def create(self, path: str, data: bytes) -> bool:
         """Write an object where there is none; false where there is one, which may be of a lost answer."""

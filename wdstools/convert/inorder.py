@@ -21,7 +21,7 @@ from wdstools.convert.options import Options, Skipped, Summary
 from wdstools.convert.order import Numbers
 from wdstools.convert.plan import Plan
 from wdstools.convert.planned import Progress
-from wdstools.convert.put import Shard, left_out, open_shard, put
+from wdstools.convert.put import Shard, left_out, open_shard, put, read_ahead
 from wdstools.convert.sources import Faults, Fields
 from wdstools.errors import SourceError
 
@@ -71,9 +71,11 @@ def _samples(ready: Plan, numbers: Numbers, kept: list[Written]) -> Iterator[Ite
     listing = ready.listing
     start = _covered(kept)
     if listing.stream is None:
-        for number in itertools.islice(numbers, start, None):
-            entry = ready.entries[number]
-            yield entry.key, listing.fields(entry)
+        wanted = (ready.entries[number] for number in itertools.islice(numbers, start, None))
+        for entry, fields in read_ahead(wanted, listing.fields, listing.ahead):
+            if isinstance(fields, SourceError):
+                raise fields
+            yield entry.key, fields
         return
     samples = listing.stream()
     _pass_over(itertools.islice(samples, start), kept)

@@ -23,6 +23,9 @@ BEAT = 10.0  # seconds between two renewals
 WATCH = 35.0  # seconds without one after which the owner is taken for gone
 
 
+_LIVE: set[str] = set()  # what this process holds
+
+
 class Lock:
     """A lock, taken. `check()` raises where it was lost."""
 
@@ -35,6 +38,7 @@ class Lock:
         self._lost = ""
         self._over = threading.Event()
         self._take()
+        _LIVE.add(self._me["nonce"])
         self._thread = threading.Thread(target=self._renew, name="wds-lock", daemon=True)
         self._thread.start()
 
@@ -49,9 +53,10 @@ class Lock:
         """Give it back."""
         self._over.set()
         self._thread.join()
-        with contextlib.suppress(DestinationError):
+        with contextlib.suppress(DestinationError, StoreError):  # it stays: whoever comes sees that its owner is gone
             self.check()
             place.remove(self.url)
+        _LIVE.discard(self._me["nonce"])
 
     def _take(self) -> None:
         store, name = place.bucket(self.url)
@@ -135,4 +140,8 @@ def _started(pid: Any) -> str:
 def _is_gone(lock: dict[str, Any]) -> bool:
     """Whether the owner was a process of this machine and is not there any more."""
     machine = _machine()
-    return bool(machine) and lock.get("machine") == machine and _started(lock.get("pid")) != lock.get("started")
+    if not machine or lock.get("machine") != machine:
+        return False
+    if lock.get("pid") == os.getpid() and lock.get("nonce") not in _LIVE:
+        return True
+    return _started(lock.get("pid")) != lock.get("started")

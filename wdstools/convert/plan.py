@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from wdstools import writer
-from wdstools.convert import archives, description, destination, manifest, order, shards, tree
+from wdstools.convert import archives, description, destination, manifest, objects, order, shards, tree
 from wdstools.convert.destination import ShardPlan, Target
 from wdstools.convert.entries import Entries, Entry, sizes
 from wdstools.convert.options import Options, Skipped
@@ -50,6 +50,8 @@ def list_source(source: str, options: Options, faults: Faults, paths: Iterable[s
     """List a SOURCE of any kind; `paths` are those on stdin, for `-`. Raises SourceError."""
     if source == "-":
         return tree.list_paths(paths, options, faults)
+    if objects.is_objects(source):
+        return objects.list_objects(source, options, faults)
     if (listing := _list_other(source, options, faults)) is not None:
         return listing
     if source.endswith(".wdsindex") or shards.is_shards(source):
@@ -170,7 +172,8 @@ def _check_fields(options: Options, listing: Listing) -> None:
     if options.by is not None:
         if not options.splits:
             raise SourceError("--by says what --split keeps in proportion: give --split too")
-        if listing.kind in ("flat", "paths") or (listing.kind == "classes" and options.by != "cls"):
+        known = {"classes": "cls", "objects-classes": "cls"}
+        if listing.kind in ("flat", "objects-flat", "paths") or options.by != known.get(listing.kind, options.by):
             raise SourceError(f"--by {options.by}: the samples have no such field before they are read")
     recorded = listing.kind in RECORDS
     if listing.kind != "shards" and (options.join or options.sort_by is not None or options.sample is not None):

@@ -16,7 +16,7 @@ from wdstools.convert.journal import Written
 from wdstools.convert.options import Options, Summary
 from wdstools.convert.order import Numbers
 from wdstools.convert.plan import Plan
-from wdstools.convert.put import left_out, open_shard, put
+from wdstools.convert.put import left_out, open_shard, put, read_ahead
 from wdstools.convert.sources import Faults
 from wdstools.errors import DestinationError
 
@@ -115,15 +115,14 @@ def _write_shard(
     ready: Plan, numbers: Numbers, shard: ShardPlan, options: Options, stop: threading.Event, counter: _Counter
 ) -> Written:
     faults = Faults(options.on_error == "skip")
-    entries, fields = ready.entries, ready.listing.fields
     file = open_shard(shard.path, ready.lift or (), options)
     try:
         told, samples = 0, 0
-        for position in range(shard.start, shard.stop):
+        wanted = (ready.entries[numbers[position]] for position in range(shard.start, shard.stop))
+        for entry, fields in read_ahead(wanted, ready.listing.fields, ready.listing.ahead):
             if stop.is_set():
                 raise _Stopped
-            entry = entries[numbers[position]]
-            put(file, entry.key, fields(entry), faults)
+            put(file, entry.key, fields, faults)
             samples += 1
             if samples == 32:
                 counter.add(samples, file.nbytes - told)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeAlias
 
 from wdstools import writer
 from wdstools.convert import journal, place
+from wdstools.convert.entries import Entry
 from wdstools.convert.images import Failure
 from wdstools.convert.options import Skipped
 from wdstools.convert.sources import Faults, Fields
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
     from wdstools.convert.upload import UploadedShard
 
 Shard: TypeAlias = "writer.ShardFile | UploadedShard"
+Content: TypeAlias = "Fields | Span | Failure"  # of a sample
 
 _OURS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 """What opening a file can fail with although nothing is wrong with the file."""
@@ -47,11 +51,44 @@ def open_shard(path: str, lift: Sequence[str], options: Options) -> Shard:
     return writer.ShardFile(path, lift=lift, part=True, mtime=False, sync=options.sync, checksum=options.checksums)
 
 
-def put(file: Shard, key: str, fields: Fields | Span | Failure, faults: Faults) -> bool:
+def read_ahead(
+    entries: Iterable[Entry], read: Callable[[Entry], Content], ahead: int
+) -> Iterator[tuple[Entry, Content | SourceError]]:
+    """Yield entries with their fields, or what is wrong with them; `ahead` of them are read at once, if any."""
+    if not ahead:
+        for entry in entries:
+            yield entry, read(entry)
+        return
+
+    def one(entry: Entry) -> Content | SourceError:
+        try:
+            return read(entry)
+        except SourceError as error:
+            return error
+
+    pending: deque[tuple[Entry, Future[Content | SourceError]]] = deque()
+    pool = ThreadPoolExecutor(ahead, "wds-read")
+    try:
+        for entry in entries:
+            pending.append((entry, pool.submit(one, entry)))
+            if len(pending) >= 2 * ahead:
+                entry, future = pending.popleft()
+                yield entry, future.result()
+        while pending:
+            entry, future = pending.popleft()
+            yield entry, future.result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def put(file: Shard, key: str, fields: Content | SourceError, faults: Faults) -> bool:
     """Write a sample; false where it was left out. Raises SourceError where it must not be, OSError for the disk,
     StaleIndexError for a Span that is not what its index says."""
     if isinstance(fields, Failure):
         faults.add(key, *fields)
+        return False
+    if isinstance(fields, SourceError):
+        faults.add(key, str(fields).partition(": ")[0], *_reason(fields))
         return False
     try:
         if isinstance(fields, dict):

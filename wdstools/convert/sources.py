@@ -41,6 +41,7 @@ class Listing:
     `read(entry)` gives the fields of a sample, ready for ShardFile.write, or a Span to copy. `carried`: columns of the
     index that come with the samples. `stream`, instead of entries: samples that
     can only be taken one after the other, fields or an images.Failure; `identity`: what is known of them beforehand.
+    `ahead`: how many samples are to be read at once, because each takes a while to come.
     """
 
     kind: str
@@ -56,6 +57,7 @@ class Listing:
     local_shards: list[str] = field(default_factory=list)
     folder: str = ""
     newest: tuple[int, str] = (0, "")
+    ahead: int = 0
 
     def saw(self, about: os.stat_result, path: str) -> None:
         """Take note of a file's time; one in the future says nothing."""
