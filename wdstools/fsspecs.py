@@ -184,7 +184,7 @@ class Fsspec:
         except Exception as error:
             raise failures.of_exception(self._root + path, error) from error
 
-    def listing(self, prefix: str, delimited: bool) -> list[tuple[str, Stat | None]]:
+    def listing(self, prefix: str, delimited: bool) -> Iterator[tuple[str, Stat | None]]:
         """As Obstore.listing."""
         folder = prefix[: prefix.rfind("/") + 1]
         self._fs.invalidate_cache()
@@ -198,17 +198,15 @@ class Fsspec:
         except NotFoundError:
             if folder and self._scheme in _WHOLE:
                 self._call("ls", "", detail=True)  # or the bucket is not there: that is worth an error
-            return []
-        listed: list[tuple[str, Stat | None]] = []
+            return
         for info in found:
             path = folder + info["name"][len(base) :].lstrip("/")
             if not path.startswith(prefix) or info["name"].rstrip("/") == base:
                 continue
             if info.get("type") == "directory":
-                listed.append((path.rstrip("/") + "/", None))
+                yield path.rstrip("/") + "/", None
             elif not path.endswith("/"):
-                listed.append((path, self._told(info, path)))
-        return listed
+                yield path, self._told(info, path)
 
     def _name(self, path: str) -> Any:
         return self._fs._strip_protocol(self._root + path)

@@ -189,11 +189,11 @@ class RemoteStore(Store):
         files = self._files("listed")
         # the versions that Google's listing has through obstore are not those that reads have
         if self._scheme == "gs" or not usable(self._scheme, "x", self._options):
-            yield from self._repeat(lambda: files.listing(prefix, delimited))
+            yield from self._repeat(lambda: [*files.listing(prefix, delimited)])
             return
         client = cast(Obstore, self._reader("x"))
         if delimited:
-            yield from self._repeat(lambda: list(client.listing(prefix, True)))
+            yield from self._repeat(lambda: [*client.listing(prefix, True)])
         else:
             yield from self._all(client, prefix)
 

@@ -39,7 +39,8 @@ class ShardFile:
     `mtime`: the index tells that of the shard; without it, the same samples give the same index, byte for byte.
     `sync`: commit() waits until the disk has the bytes, so that a power failure cannot take them back either.
     `checksum`: 0 for none in the index, 1 of the shard, 2 of every sample too.
-    `core`: `encode`, `maxcount` and `maxsize` for add().
+    `core`: `encode`, `maxcount` and `maxsize` for add(). `attempt`: of several that may write this shard at once, in
+    the temporary name.
     As a context it commits, or removes what it wrote if an exception leaves it. Raises SourceError for a sample that
     readers would not get back (the shard stays good without it), OSError.
     """
@@ -54,13 +55,14 @@ class ShardFile:
         sync: bool = False,
         checksum: int = 0,
         core: Mapping[str, Any] | None = None,
+        attempt: str = "",
     ) -> None:
         self.path = os.fspath(path)
         self._lift, self._part, self._mtime, self._sync = lift, part, mtime, sync
         self.metadata: dict[str, str] = {}  # of the part
         self.rows: list[int] = []  # of other indexes, from which samples were copied
         self.columns: Callable[[Sequence[int], Index], Mapping[str, Any]] | None = None  # of these rows, for the index
-        self._temporary = _hidden(self.path, ".tmp")
+        self._temporary = _hidden(self.path, f"{attempt and '.'}{attempt}.tmp")
         self._fd = os.open(self._temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
         self._core = _core.Writer(self._fd, MTIME, checksum=checksum, **(core or {}))
 

@@ -132,6 +132,8 @@ Examples:
     help="Of what the index keeps checksums.",
 )  # fmt: skip
 @click.option("--verify", is_flag=True, help="Read every shard back from the disk, and compare its checksums.")
+@click.option("--engine", type=click.Choice(["local", "ray"]), default="local", help="ray: a task for each shard.")
+@click.option("--address", metavar="ADDRESS", help="Of the Ray cluster, or auto. Default: RAY_ADDRESS, or its own.")
 @click.option("--on-error", type=click.Choice(["stop", "skip"]), default="stop", help="skip: list it in skipped.jsonl.")
 @click.option("--overwrite", is_flag=True, help="Remove the shards that DEST names first.")
 @click.option("--sync", is_flag=True, help="Wait for the disk after every shard.")

@@ -139,7 +139,7 @@ def sweep(found: Sequence[Target], *, parts: bool) -> None:
             continue
         shard = re.escape(name[: number.start()] % ()) + "[0-9]+" + re.escape(name[number.end() :] % ())
         index = re.escape(os.path.basename(target.index_path))
-        forms = [rf"\.{shard}\.tmp", rf"\.(\.{shard}\.part|{index})(\.[0-9]+-[0-9a-f]+)?\.tmp"]
+        forms = [rf"\.{shard}(\.[0-9a-f]+)?\.tmp", rf"\.(\.{shard}\.part|{index})(\.[0-9]+-[0-9a-f]+)?\.tmp"]
         forms.append(r"\.(classes\.json|skipped\.jsonl)\.tmp")
         form = re.compile("|".join(forms + ([rf"\.{shard}\.part"] if parts else [])))
         for item in place.names(folder):

@@ -91,6 +91,11 @@ class Job:
             os.close(self._fd)
             self._fd = -1
 
+    @property
+    def owner(self) -> tuple[str, str]:
+        """What check_owner takes; empty for a local folder."""
+        return self._held.owner if self._held is not None else ("", "")
+
     def check(self) -> None:
         """Ask whether this destination is still ours. Raises DestinationError."""
         if self._held is not None:

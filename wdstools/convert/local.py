@@ -56,7 +56,7 @@ def convert(
     _check_classes(ready, job, options)
     with _explained(job.folder):
         job.open()
-        ready.check = job.check
+        ready.check, ready.owner = job.check, job.owner
         try:
             summary = _run(ready, job, options, progress)
         except BaseException:
@@ -80,6 +80,8 @@ def _run(ready: Plan, job: journal.Job, options: Options, progress: Progress) ->
         destination.sweep(job.targets, parts=True)
         return summary
     write = write_planned if ready.shards is not None else write_in_order
+    if options.engine == "ray":
+        from wdstools.convert.engine_ray import write_on_ray as write
     done = write(ready, options, progress, summary)
     if options.verify:
         proof.prove_parts(done, options)

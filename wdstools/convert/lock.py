@@ -42,6 +42,11 @@ class Lock:
         self._thread = threading.Thread(target=self._renew, name="wds-lock", daemon=True)
         self._thread.start()
 
+    @property
+    def owner(self) -> tuple[str, str]:
+        """For check_owner."""
+        return self.url, str(self._me["nonce"])
+
     def check(self) -> None:
         """Ask whether the lock is still ours. Raises DestinationError."""
         if not self._lost:
@@ -100,6 +105,13 @@ class Lock:
 
     def _text(self) -> bytes:
         return json.dumps({**self._me, "beat": self._beat}).encode()
+
+
+def check_owner(url: str, nonce: str) -> None:
+    """Ask, from another process, whether a lock is still its owner's. Raises DestinationError."""
+    found = place.read(url)
+    if found is None or _parse(found).get("nonce") != nonce:
+        raise DestinationError(f"{url}: the job that this shard is of has lost its lock")
 
 
 def _parse(text: bytes) -> dict[str, Any]:

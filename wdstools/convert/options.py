@@ -19,6 +19,7 @@ class Options:
     `where`, `join` (tables, on `key`), `sort_by`, `descending`, `sample` (how many, or as a float which part): a subset
     of shards with an index, in the order of the index or of a column. `map`: module:function, see mapping.py.
     `checksum`: what the index keeps them of; `verify`: read every shard from the disk once it is written, and compare.
+    `address`: of the cluster for the engine "ray"; None: RAY_ADDRESS, or one that is started here.
     """
 
     maxcount: int = 10_000
@@ -50,6 +51,8 @@ class Options:
     workers: int | None = None
     checksum: Literal["none", "shard", "sample"] = "shard"
     verify: bool = False
+    engine: Literal["local", "ray"] = "local"
+    address: str | None = None
     sync: bool = False
     on_error: Literal["stop", "skip"] = "stop"
     overwrite: bool = False

@@ -38,6 +38,7 @@ class Plan:
     lift: tuple[str, ...] | None
     description: dict[str, Any]
     skipped: list[Skipped] = field(default_factory=list)
+    owner: tuple[str, str] = ("", "")  # of the lock of the destination: see lock.check_owner
     check: Callable[[], object] = lambda: None  # raises where the destination is not ours any more
 
     @property

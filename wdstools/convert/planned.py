@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 from wdstools.convert import journal, place
 from wdstools.convert.destination import ShardPlan, Target
+from wdstools.convert.entries import Entry
 from wdstools.convert.journal import Written
 from wdstools.convert.options import Options, Summary
-from wdstools.convert.order import Numbers
 from wdstools.convert.plan import Plan
 from wdstools.convert.put import left_out, open_shard, put, read_ahead
-from wdstools.convert.sources import Faults
+from wdstools.convert.sources import Faults, Listing
 from wdstools.errors import DestinationError
 
 Progress = Callable[[int, int], object]
@@ -49,9 +49,15 @@ class _Counter:
             return found
 
 
-def write_planned(ready: Plan, options: Options, progress: Progress, summary: Summary) -> list[list[Written]]:
-    """Write the shards of a plan, several at a time; return them, by target."""
-    done: list[list[Written | None]] = [[None] * len(plans) for plans in ready.shards or []]
+Done = list[list[Written | None]]
+"""What is finished, by target and number."""
+
+
+def what_is_left(
+    ready: Plan, options: Options, progress: Progress, summary: Summary
+) -> tuple[Done, list[tuple[int, int, ShardPlan]]]:
+    """Return the shards that an earlier run has finished, and (target, number, shard) of the others."""
+    done: Done = [[None] * len(plans) for plans in ready.shards or []]
     todo: list[tuple[int, int, ShardPlan]] = []
     lenient = options.on_error == "skip"
     for t, plans in enumerate(ready.shards or []):
@@ -66,11 +72,29 @@ def write_planned(ready: Plan, options: Options, progress: Progress, summary: Su
             else:
                 todo.append((t, s, shard))
         _check_beyond(ready.targets[t], len(plans), options)
+    return done, todo
+
+
+def entries_of(ready: Plan, t: int, shard: ShardPlan) -> Iterator[Entry]:
+    """The entries that go into a shard of target t."""
+    numbers = ready.orders[t]
+    return (ready.entries[numbers[position]] for position in range(shard.start, shard.stop))
+
+
+def write_planned(ready: Plan, options: Options, progress: Progress, summary: Summary) -> list[list[Written]]:
+    """Write the shards of a plan, several at a time; return them, by target."""
+    done, todo = what_is_left(ready, options, progress, summary)
     stop, counter, failures = threading.Event(), _Counter(), list[BaseException]()
+
+    def tell(samples: int, nbytes: int) -> None:
+        if stop.is_set():
+            raise _Stopped
+        counter.add(samples, nbytes)
 
     def one(t: int, shard: ShardPlan) -> Written | None:
         try:
-            return _write_shard(ready, ready.orders[t], shard, options, stop, counter)
+            entries = entries_of(ready, t, shard)
+            return write_shard(ready.listing, entries, shard.path, ready.lift or (), options, ready.check, tell)
         except _Stopped:
             return None
         except BaseException as error:  # noqa: BLE001  raised below, where no frame holds it: that would be a circle
@@ -111,26 +135,31 @@ def _check_beyond(target: Target, count: int, options: Options) -> None:
             place.remove(path)
 
 
-def _write_shard(
-    ready: Plan, numbers: Numbers, shard: ShardPlan, options: Options, stop: threading.Event, counter: _Counter
+def write_shard(
+    listing: Listing,
+    entries: Iterable[Entry],
+    path: str,
+    lift: Sequence[str],
+    options: Options,
+    check: Callable[[], object],
+    tell: Callable[[int, int], object],
 ) -> Written:
+    """Write one shard with its part. `check` raises where it must not appear any more; `tell`: as Progress, and where
+    it raises the shard is given up."""
     faults = Faults(options.on_error == "skip")
-    file = open_shard(shard.path, ready.lift or (), options)
+    file = open_shard(path, lift, options)
     try:
         told, samples = 0, 0
-        wanted = (ready.entries[numbers[position]] for position in range(shard.start, shard.stop))
-        for entry, fields in read_ahead(wanted, ready.listing.fields, ready.listing.ahead):
-            if stop.is_set():
-                raise _Stopped
+        for entry, fields in read_ahead(entries, listing.fields, listing.ahead):
+            if samples == 32:
+                tell(samples, file.nbytes - told)
+                told, samples = file.nbytes, 0
             put(file, entry.key, fields, faults)
             samples += 1
-            if samples == 32:
-                counter.add(samples, file.nbytes - told)
-                told, samples = file.nbytes, 0
         file.metadata = left_out(faults.skipped)
-        ready.check()
+        check()
         nsamples = len(file.commit())
-        counter.add(samples, file.nbytes - told)
-        return Written(shard.path, nsamples, file.nbytes, faults.skipped)
+        tell(samples, file.nbytes - told)
+        return Written(path, nsamples, file.nbytes, faults.skipped)
     finally:
         file.abort()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import secrets
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -48,7 +49,10 @@ def open_shard(path: str, lift: Sequence[str], options: Options) -> Shard:
         from wdstools.convert.upload import UploadedShard
 
         return UploadedShard(path, lift=lift, checksum=options.checksums)
-    return writer.ShardFile(path, lift=lift, part=True, mtime=False, sync=options.sync, checksum=options.checksums)
+    return writer.ShardFile(
+        path, lift=lift, part=True, mtime=False, sync=options.sync, checksum=options.checksums,
+        attempt=secrets.token_hex(4),
+    )  # fmt: skip
 
 
 def read_ahead(
