@@ -5,7 +5,6 @@ WDS_KILLS=100 makes it as many moments, WDS_SEED=n makes them others.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import random
 import resource
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import raycluster
 from convert_helpers import COMMAND, assert_same, go, hidden, put, run, shards
 
 KILLS = int(os.environ.get("WDS_KILLS", "0"))
@@ -72,33 +72,16 @@ def test_killed_at_random_moments(source: Path, tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[str]:
-    if importlib.util.find_spec("ray") is None:
-        pytest.skip("ray is not installed: pip install ray")
-    import ray
-
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=200 << 20)
-    yield ray.get_runtime_context().gcs_address
-    ray.shutdown()
+def address() -> Iterator[str]:
+    with raycluster.cluster() as address:
+        yield address
 
 
-def ray_workers() -> list[int]:
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            if path.read_bytes().startswith(b"ray::_write"):
-                found.append(int(path.parent.name))
-        except OSError:
-            continue
-    return found
-
-
-@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
-def test_killed_on_ray(source: Path, tmp_path: Path, cluster: str) -> None:
+def test_killed_on_ray(source: Path, tmp_path: Path, address: str) -> None:
     """A worker or the driver, at any moment of the job."""
     rng = random.Random(SEED)
     out = tmp_path / "out"
-    command = (source / "in", out, *OPTIONS, "--engine", "ray", "--address", cluster)
+    command = (source / "in", out, *OPTIONS, "--engine", "ray", "--address", address)
     lasts = timed(*command)
     assert_same(out, source / "wanted")
     drivers = workers = 0
@@ -111,9 +94,9 @@ def test_killed_on_ray(source: Path, tmp_path: Path, cluster: str) -> None:
             drivers += 1
         else:
             until = time.monotonic() + rng.uniform(0.3, lasts)
-            while time.monotonic() < until or (process.poll() is None and not ray_workers()):
+            while time.monotonic() < until or (process.poll() is None and not raycluster.workers()):
                 time.sleep(0.01)
-            for pid in ray_workers()[:1]:
+            for pid in raycluster.workers()[:1]:
                 os.kill(pid, signal.SIGKILL)
                 workers += 1
         process.communicate(timeout=120)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import signal
 import threading
@@ -12,57 +11,46 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import raycluster
 from convert_helpers import assert_same, class_tree, go, image_tree, put, run, shards
 
 from wdstools.convert.local import convert
 from wdstools.convert.options import Options
 from wdstools.errors import SourceError
 
-pytestmark = [
-    pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed: pip install ray"),
-    pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning", "ignore::FutureWarning"),
-]
+Ray = dict[str, Any]
 
 
 @pytest.fixture(scope="module")
-def ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """One small cluster for all of these tests."""
-    import ray
-
-    os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
-    tests = str(Path(__file__).parent)
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [tests, os.environ.get("PYTHONPATH", "")]))
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=200 << 20)
-    yield ray
-    ray.shutdown()
+def ray() -> Iterator[Ray]:
+    """The options that lead to one small cluster for all of these tests."""
+    with raycluster.cluster() as address:
+        yield {"engine": "ray", "address": address}
 
 
-@pytest.mark.usefixtures("ray")
-def test_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_same_bytes(ray: Ray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class_tree(tmp_path / "in", 3, 20, 3000)
     (tmp_path / "in/n00/nowhere.jpg").symlink_to("gone")
     options = {"maxcount": 7, "splits": (("train", 0.7), ("val", 0.3)), "by": "cls", "on_error": "skip"}
     monkeypatch.chdir(tmp_path)  # the workers are elsewhere
     wanted = go("in", "wanted", **options)
-    found = go("in", "out", engine="ray", **options)
+    found = go("in", "out", **ray, **options)
     assert_same(tmp_path / "out", tmp_path / "wanted")
     assert (found.samples, found.shards, found.skipped) == (wanted.samples, wanted.shards, wanted.skipped)
     assert go("in", "out", **options).complete
 
 
-@pytest.mark.usefixtures("ray")
-def test_shards_and_manifests(tmp_path: Path) -> None:
+def test_shards_and_manifests(ray: Ray, tmp_path: Path) -> None:
     class_tree(tmp_path / "in")
     go(tmp_path / "in", tmp_path / "a", maxcount=4)
     put(tmp_path / "in", {"m.csv": "path,caption\nn00/img_000.JPEG,one\nn01/img_002.JPEG,two\n"})
     for source, more in ((tmp_path / "a/in.wdsindex", {"drop": frozenset({"cls"})}), (tmp_path / "in/m.csv", {})):
-        go(source, tmp_path / f"ray-{source.stem}", maxcount=1, shuffle=True, engine="ray", **more)
+        go(source, tmp_path / f"ray-{source.stem}", maxcount=1, shuffle=True, **ray, **more)
         go(source, tmp_path / f"local-{source.stem}", maxcount=1, shuffle=True, **more)
         assert_same(tmp_path / f"ray-{source.stem}", tmp_path / f"local-{source.stem}")
 
 
-@pytest.mark.usefixtures("ray")
-def test_a_bad_file_is_told_and_the_rest_goes_on_later(tmp_path: Path) -> None:
+def test_a_bad_file_is_told_and_the_rest_goes_on_later(ray: Ray, tmp_path: Path) -> None:
     class_tree(tmp_path / "in", 2, 20)
     path = tmp_path / "in/n01/img_003.JPEG"
     data = path.read_bytes()
@@ -71,35 +59,21 @@ def test_a_bad_file_is_told_and_the_rest_goes_on_later(tmp_path: Path) -> None:
         path.write_bytes(data + b"more")
 
     with pytest.raises(SourceError, match=f"{path}: changed while it was packed: {len(data)} bytes when listed"):
-        convert(str(tmp_path / "in"), str(tmp_path / "out"), Options(maxcount=2, engine="ray"), planned=change)
+        convert(str(tmp_path / "in"), str(tmp_path / "out"), Options(maxcount=2, **ray), planned=change)
     put(tmp_path / "in", {"n01/img_003.JPEG": data})
-    go(tmp_path / "in", tmp_path / "out", maxcount=2, engine="ray")
+    go(tmp_path / "in", tmp_path / "out", maxcount=2, **ray)
     go(tmp_path / "in", tmp_path / "wanted", maxcount=2)
     assert_same(tmp_path / "out", tmp_path / "wanted")
 
 
-def workers() -> list[int]:
-    """The processes of Ray that run a task of ours."""
-    found = []
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            try:
-                line = Path(f"/proc/{name}/cmdline").read_bytes()
-            except OSError:
-                continue
-            if line.startswith(b"ray::_write"):
-                found.append(int(name))
-    return found
-
-
-def test_killed_workers(ray: Any, tmp_path: Path) -> None:
+def test_killed_workers(ray: Ray, tmp_path: Path) -> None:
     put(tmp_path / "in", {f"{i:04d}.bin": os.urandom(500_000) for i in range(300)})
     go(tmp_path / "in", tmp_path / "wanted", maxcount=10)
     killed, over = [], threading.Event()
 
     def kill() -> None:
         while not over.wait(0.1) and len(killed) < 5:
-            for pid in workers()[:1]:
+            for pid in raycluster.workers()[:1]:
                 os.kill(pid, signal.SIGKILL)
                 killed.append(pid)
                 time.sleep(0.2)
@@ -107,7 +81,7 @@ def test_killed_workers(ray: Any, tmp_path: Path) -> None:
     thread = threading.Thread(target=kill)
     thread.start()
     try:
-        go(tmp_path / "in", tmp_path / "out", maxcount=10, engine="ray")
+        go(tmp_path / "in", tmp_path / "out", maxcount=10, **ray)
     finally:
         over.set()
         thread.join()
@@ -115,11 +89,10 @@ def test_killed_workers(ray: Any, tmp_path: Path) -> None:
     assert_same(tmp_path / "out", tmp_path / "wanted")
 
 
-@pytest.mark.usefixtures("ray")
-def test_what_has_no_plan(tmp_path: Path) -> None:
+def test_what_has_no_plan(ray: Ray, tmp_path: Path) -> None:
     image_tree(tmp_path / "in")
     with pytest.raises(SourceError, match="leave --resize to --engine local"):
-        go(tmp_path / "in", tmp_path / "out", resize=16, engine="ray")
+        go(tmp_path / "in", tmp_path / "out", resize=16, **ray)
     assert not shards(tmp_path / "out")
 
 

@@ -1,0 +1,59 @@
+"""A small cluster of Ray in processes of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import secrets
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from unittest import mock
+
+import pytest
+
+PROGRAM = """
+import sys, ray
+ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=200 << 20,
+         _node_ip_address="127.0.0.1")
+print("at", ray.get_runtime_context().gcs_address, flush=True)
+sys.stdin.read()
+ray.shutdown()
+"""
+
+
+@contextlib.contextmanager
+def cluster() -> Iterator[str]:
+    """Its address. Its workers find the modules of the tests."""
+    if importlib.util.find_spec("ray") is None:
+        pytest.skip("ray is not installed: pip install ray")
+    paths = [str(Path(__file__).parent), str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}  # of this cluster, and of its drivers
+    env = {**os.environ, **token, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    with mock.patch.dict(os.environ, token), subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL, env=env, text=True, start_new_session=True,
+    ) as process:  # fmt: skip
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            line = next((line for line in process.stdout if line.startswith("at ")), "")
+            assert line, "Ray does not start"
+            yield line.split()[1]
+        finally:
+            process.stdin.close()
+            process.wait(60)
+
+
+def workers() -> list[int]:
+    """The processes of Ray that run a task of ours."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if path.read_bytes().startswith(b"ray::_write"):
+                found.append(int(path.parent.name))
+        except OSError:
+            continue
+    return found
