@@ -25,7 +25,11 @@ Ray = dict[str, Any]
 def ray() -> Iterator[Ray]:
     """The options that lead to one small cluster for all of these tests."""
     with raycluster.cluster() as address:
+        import ray
+
+        ray.init(address=address, log_to_driver=False)  # one connection: each would take seconds
         yield {"engine": "ray", "address": address}
+        ray.shutdown()
 
 
 def test_the_same_bytes(ray: Ray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
