@@ -27,6 +27,7 @@ def held(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int
     """How many stay in memory; the file is written after every 40 bytes."""
     monkeypatch.setattr(room, "HELD", request.param)
     monkeypatch.setattr(room, "_FLUSH", 40)
+    monkeypatch.setattr(room, "RUN", 5)
     return int(request.param)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import os
 import pickle
 import tempfile
@@ -10,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple, Protocol
 
 HELD = 20_000  # entries in memory: 10 MB
+RUN = 1_000_000  # entries that are sorted at once, by keys in memory: 100 MB
 _FLUSH = 1 << 20  # bytes
 
 
@@ -41,6 +43,7 @@ class Entries:
 
     def __init__(self, entries: Iterable[Entry] = ()) -> None:
         self._held: list[Entry] = []
+        self._keep = HELD
         self._ends = array("Q", [0])
         self._tail = bytearray()  # of the file: what is not yet in it
         self._flushed = 0
@@ -49,7 +52,7 @@ class Entries:
 
     def append(self, entry: Entry) -> None:
         """Add one at the end."""
-        if len(self._held) < HELD:
+        if len(self._held) < self._keep:
             self._held.append(entry)
             return
         self._tail += pickle.dumps(tuple(entry), 5)
@@ -119,5 +122,13 @@ class Entries:
         if len(self) == len(self._held):
             self._held.sort(key=lambda entry: entry.key)
             return self
-        keys = [entry.key for entry in self]
-        return Entries(map(self.__getitem__, sorted(range(len(keys)), key=keys.__getitem__)))
+        runs = [self._run(start, min(start + RUN, len(self))) for start in range(0, len(self), RUN)]
+        return runs[0] if len(runs) == 1 else Entries(heapq.merge(*runs, key=lambda entry: entry.key))
+
+    def _run(self, start: int, stop: int) -> Entries:
+        """Some of them, sorted, on disk."""
+        keys = [self[i].key for i in range(start, stop)]
+        run = Entries()
+        run._keep = 0
+        run.extend(self[start + i] for i in sorted(range(len(keys)), key=keys.__getitem__))
+        return run

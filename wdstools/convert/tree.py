@@ -58,7 +58,7 @@ def _classes(folder: str, dirs: list[str], walker: _Walker, faults: Faults) -> E
         if os.path.realpath(folder + name) == os.path.realpath(folder):
             faults.add(name, folder + name, CIRCLE)
             continue
-        found = walker.walk(name + "/", number)
+        found = list(walker.walk(name + "/", number))
         if not found and len(faults.skipped) == before:
             faults.add(name, folder + name, "empty class folder", "remove it, or leave it out with --on-error skip")
         entries.extend(sorted(found, key=lambda entry: entry.key))
@@ -73,19 +73,20 @@ class _Walker:
         self.dotted, self.last = options.dotted, options.keys == "number"
         self.seen = Listing("")  # for the times of files
 
-    def walk(self, prefix: str, label: int | None) -> list[Entry]:
-        """Return the samples below root + prefix, in no order; with a label, they get it as `cls`."""
+    def walk(self, prefix: str, label: int | None) -> Iterator[Entry]:
+        """Yield the samples below root + prefix, in no order; with a label, they get it as `cls`."""
         text = str(label).encode("ascii")
         extra = () if label is None else ("cls", text, len(text))
-        entries: list[Entry] = []
         pending = [(prefix, frozenset[tuple[int, int]]())]
         while pending:
             prefix, above = pending.pop()
+            entries: list[Entry] = []  # of one folder
             try:
                 folders, links = self._folder(prefix, label, extra, entries)
             except OSError as error:
                 self.faults.add(prefix, self.root + prefix, (error.strerror or str(error)).lower())
                 continue
+            yield from entries
             pending += [(prefix + name + "/", above) for name in folders]
             for name in links:  # followed as ImageFolder does, but not in circles
                 path = self.root + prefix + name
@@ -100,7 +101,6 @@ class _Walker:
                     self.faults.add(prefix + name, path, CIRCLE)
                 else:
                     pending.append((prefix + name + "/", above | {place}))
-        return entries
 
     def _is_above(self, prefix: str, place: tuple[int, int]) -> bool:
         path = self.root + prefix
