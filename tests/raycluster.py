@@ -17,7 +17,7 @@ import pytest
 PROGRAM = """
 import sys, ray
 ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=200 << 20,
-         _node_ip_address="127.0.0.1")
+         _node_ip_address="127.0.0.2")
 print("at", ray.get_runtime_context().gcs_address, flush=True)
 sys.stdin.read()
 ray.shutdown()
