@@ -71,12 +71,12 @@ def test_a_bad_file_is_told_and_the_rest_goes_on_later(ray: Ray, tmp_path: Path)
 
 
 def test_killed_workers(ray: Ray, tmp_path: Path) -> None:
-    put(tmp_path / "in", {f"{i:04d}.bin": os.urandom(500_000) for i in range(300)})
+    put(tmp_path / "in", {f"{i:04d}.bin": os.urandom(500_000) for i in range(900)})
     go(tmp_path / "in", tmp_path / "wanted", maxcount=10)
     killed, over = [], threading.Event()
 
     def kill() -> None:
-        while not over.wait(0.1) and len(killed) < 5:
+        while not over.wait(0.005) and len(killed) < 5:
             for pid in raycluster.workers()[:1]:
                 os.kill(pid, signal.SIGKILL)
                 killed.append(pid)

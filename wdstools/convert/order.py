@@ -51,7 +51,8 @@ def _hashes(entries: Entries, numbers: Numbers, digest: Callable[[str], bytes]) 
 
 def _at(numbers: Numbers, places: np.ndarray[Any, Any]) -> array[int]:
     """The numbers at these places, 8 bytes each."""
-    return array("q", np.asarray(numbers, np.int64)[places].tobytes())
+    taken = places + numbers.start if isinstance(numbers, range) else np.frombuffer(numbers, np.int64)[places]
+    return array("q", taken.astype(np.int64, copy=False).tobytes())
 
 
 def split(entries: Entries, splits: Sequence[tuple[str, float]], seed: int, stratify: bool) -> dict[str, array[int]]:
