@@ -11,7 +11,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, cast
 
 from wdstools import writer
 from wdstools.convert import images, journal, place
@@ -75,7 +75,7 @@ def _samples(ready: Plan, numbers: Numbers, kept: list[Written]) -> Iterator[Ite
         for entry, fields in read_ahead(wanted, listing.fields, listing.ahead):
             if isinstance(fields, SourceError):
                 raise fields
-            yield entry.key, fields
+            yield entry.key, cast("Fields | images.Failure", fields)  # a Span is copied, by planned.py
         return
     samples = listing.stream()
     _pass_over(itertools.islice(samples, start), kept)
