@@ -24,8 +24,6 @@ ROOMS = [
     ["index", "extract"],
     ["build", "reader", "sets", "views"],
     ["writer", "dataset", "summary", "interop"],
-    ["convert"],
-    ["writer", "dataset", "summary"],
     ["convert", "doctor"],
     ["loader", "compat", "serve"],
     ["cli", "lightning"],
