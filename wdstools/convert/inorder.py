@@ -21,8 +21,9 @@ from wdstools.convert.options import Options, Skipped, Summary
 from wdstools.convert.order import Numbers
 from wdstools.convert.plan import Plan
 from wdstools.convert.planned import Progress
-from wdstools.convert.put import Shard, left_out, open_shard, put, read_ahead
+from wdstools.convert.put import left_out, open_shard, put, read_ahead
 from wdstools.convert.sources import Faults, Fields
+from wdstools.convert.upload import Shard
 from wdstools.errors import SourceError
 
 Item = tuple[str, Fields | images.Failure]

@@ -22,9 +22,8 @@ from wdstools.errors import SourceError, WdsError
 if TYPE_CHECKING:
     from wdstools.convert.options import Options
     from wdstools.convert.subset import Span  # with Arrow
-    from wdstools.convert.upload import UploadedShard
+    from wdstools.convert.upload import Shard
 
-Shard: TypeAlias = "writer.ShardFile | UploadedShard"
 Content: TypeAlias = "Fields | Span | Failure"  # of a sample
 
 _OURS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})

@@ -24,7 +24,7 @@ from wdstools.store import Stores
 from wdstools.tar import END_MARKER
 
 if TYPE_CHECKING:
-    from wdstools.convert.put import Shard
+    from wdstools.convert.upload import Shard
     from wdstools.dataset import Dataset
 
 Array = np.ndarray[Any, Any]

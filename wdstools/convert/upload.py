@@ -11,7 +11,7 @@ import os
 import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from wdstools import _core, tar, writer
 from wdstools.convert import place
@@ -170,6 +170,9 @@ class UploadedShard:
             self._thread.join()
             self._thread = None
 
+
+Shard: TypeAlias = "writer.ShardFile | UploadedShard"
+"""A shard on its way, wherever it goes."""
 
 _DONE, _ABORT = -1, -2
 
