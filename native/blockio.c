@@ -139,7 +139,8 @@ int bio_window_more(bio *b) {
   bool jumped = b->pos > w->last_end + JUMP; /* over a payload; otherwise it reads on */
   w->want = jumped ? WINDOW_MIN : w->want * 2 > WINDOW_MAX ? WINDOW_MAX : w->want * 2;
   if (w->want < b->wanted) w->want = b->wanted < w->window.cap ? b->wanted : w->window.cap;
-  uint64_t left = b->size > b->pos ? b->size - b->pos : 0; /* what follows is not of this shard */
+  /* what follows is not of this shard; some files, as those of /proc, do not tell their size */
+  uint64_t left = !b->size ? UINT64_MAX : b->size > b->pos ? b->size - b->pos : 0;
   ssize_t n = pread_full(w->fd, w->window.data, w->want < left ? w->want : (size_t)left, b->pos);
   if (n < 0) return errno;
   w->window.len = (size_t)n;

@@ -34,6 +34,7 @@ from convert_helpers import (
 from helpers import make_tar, samples_of
 
 from wdstools.cli.shard import command
+from wdstools.errors import StoreError
 from wdstools.index import Index
 
 
@@ -445,6 +446,13 @@ def test_a_subset_of_shards(tree: Path, tmp_path: Path, monkeypatch: pytest.Monk
         == keys(tmp_path / "c")
         == sorted(keys(tmp_path / "b"), key=keys(tmp_path / "a").index)[::-1]
     )
+
+
+def test_a_cluster_that_is_not_there(tree: Path, tmp_path: Path) -> None:
+    done = call(tree, tmp_path / "none", "--engine", "ray", "--address", "127.0.0.1:1")
+    assert isinstance(done.exception, StoreError)
+    assert "ray at 127.0.0.1:1: cannot be reached" in str(done.exception)
+    assert list(tmp_path.glob("none/*.tar")) == []
 
 
 def test_every_option_is_tried() -> None:

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -379,14 +380,20 @@ def test_what_the_dockerfile_copies_is_there() -> None:
     assert 'ENTRYPOINT ["python", "-m", "bench.train"]' in lines
 
 
+@pytest.fixture
+def short() -> Iterator[str]:
+    """A folder for Ray's sockets, whose paths must not have more than 107 bytes."""
+    with tempfile.TemporaryDirectory(prefix="r", ignore_cleanup_errors=True) as folder:
+        yield folder
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_ray(shards: tuple[Path, Path], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_ray(shards: tuple[Path, Path], tmp_path: Path, short: str) -> None:
     """Two workers of Ray Train come to what two ranks of torchrun come to. A Ray that is not there is named."""
     pytest.importorskip("ray.train.torch")
     given = [sys.executable, "-m", "bench.train", *ranks.overrides(*shards, tmp_path / "out", "engine=ddp", "ranks=2")]
-    folder = tmp_path_factory.mktemp("r")  # Ray's sockets are in it: a path of 100 characters is too long
-    environment = os.environ | {"RAY_TMPDIR": str(folder), "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"RAY_TMPDIR": short, "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
 
     def said(*more: str, code: int) -> str:
         with open(tmp_path / "out.log", "w") as out, open(tmp_path / "err.log", "w") as err:

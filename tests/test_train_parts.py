@@ -20,6 +20,7 @@ from torch import nn
 
 import wdstools
 from tests import trained
+from tests.conftest import wait_until
 
 from bench.train import digits, loggers, models, persample, record  # isort: skip
 from bench.train.gpu import Utilisation
@@ -222,7 +223,7 @@ def test_wandb_needs_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         trained.train(shards, tmp_path / name, "logger=wandb", "epochs=1")
         written = list((tmp_path / name / "wandb").glob("offline-run-*/*.wandb"))
         assert len(written) == 1
-        assert written[0].stat().st_size > 1000
+        assert wait_until(lambda written=written: written[0].stat().st_size > 1000), "a process writes it behind us"
 
 
 def test_a_logger_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -124,11 +124,18 @@ class Loader(DataLoader[Any]):
                     f"a worker died at step {self.place.step} of epoch {self.place.plan.epoch}: mostly for lack of"
                     " memory or of room in /dev/shm; state_dict() of the loader holds the batches up to there"
                 )
+            self._stop(batches)
             raise
         finally:
             # an exception keeps the iterator alive, in its traceback; its workers must not live as long
-            if not self.persistent_workers and hasattr(batches, "_shutdown_workers"):
-                batches._shutdown_workers()
+            if not self.persistent_workers:
+                self._stop(batches)
+
+    def _stop(self, batches: Any) -> None:
+        """End the workers: torch would tell of a dead one wherever the program is when the next process ends."""
+        if hasattr(batches, "_shutdown_workers"):
+            batches._shutdown_workers()
+        self._iterator = None
 
     def set_epoch(self, epoch: int) -> None:
         """Let the next iteration be an epoch, from its start; of a state just loaded, the rest of its epoch."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import re
@@ -93,14 +94,14 @@ def _has_arrow(folder: str) -> bool:
     """Say whether a folder, or one of the first in it, has Parquet or Arrow files among its first ones. A tree of
     millions of files is not walked for that."""
     folders: list[str] = []
-    with os.scandir(folder) as found:
+    with contextlib.suppress(PermissionError), os.scandir(folder) as found:  # the listing tells it
         for item in itertools.islice(found, LOOKED_AT):
             if item.name.endswith(ARROW):
                 return True
             if len(folders) < 8 and item.name[0] != "." and item.is_dir():
                 folders.append(item.path)
     for path in folders:
-        with os.scandir(path) as found:
+        with contextlib.suppress(PermissionError), os.scandir(path) as found:
             if any(item.name.endswith(ARROW) for item in itertools.islice(found, LOOKED_AT)):
                 return True
     return False
