@@ -33,7 +33,7 @@ http {{
   access_log {log}; keepalive_requests 10000000; sendfile on; tcp_nopush off; tcp_nodelay on;
   client_body_temp_path {folder}/t1; proxy_temp_path {folder}/t2; fastcgi_temp_path {folder}/t3;
   uwsgi_temp_path {folder}/t4; scgi_temp_path {folder}/t5; default_type application/octet-stream;
-  server {{ listen 127.0.0.1:{port}; root {root}; }}
+  server {{ listen 127.0.0.1:{port}; root {root}; location /shown/ {{ autoindex on; }} }}
 }}
 """
 AZURE_KEY = (

@@ -93,8 +93,9 @@ class HttpClient:
         self._keep(exchange)
         return answer
 
-    def stream(self, path: str) -> tuple[Stat | None, Iterator[bytes]]:
-        """The whole object without a range: its stat (None: the server does not tell the size) and its pieces."""
+    def stream(self, path: str, page: bool = False) -> tuple[Stat | None, Iterator[bytes]]:
+        """The whole object without a range: its stat (None: the server does not tell the size) and its pieces.
+        `page`: it may be a web page."""
         url = failures.hide(self._root + path)
         exchange = self._ask("GET", path, {})
         response = exchange.response
@@ -104,8 +105,9 @@ class HttpClient:
             have = 0
             try:
                 while piece := self._read(url, response, CHUNK):
-                    if not have and (page := failures.of_page(url, response.headers.get("Content-Type"), piece[:PAGE])):
-                        raise page
+                    kind = response.headers.get("Content-Type")
+                    if not (have or page) and (wrong := failures.of_page(url, kind, piece[:PAGE])):
+                        raise wrong
                     have += len(piece)
                     yield piece
                 if stat is not None and have != stat.nbytes:

@@ -1,7 +1,7 @@
 """RemoteStore: objects behind a network, read in many requests at once, each repeated until it is right or hopeless.
 
 Which client reads: obstore for s3, gs, az and http where it can (`obstores.usable`), else our own for http, else
-fsspec. Listing and writing go through fsspec.
+fsspec. Listing and writing go through fsspec; of http, what the pages of the server show is listed (`httpfolders`).
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ import contextlib
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future
+from functools import partial
 from typing import Any, BinaryIO, Protocol, TypeVar, cast
 
+from wdstools import httpfolders
 from wdstools.errors import AccessError, PastEndError, StoreError
 from wdstools.failures import NoRangesError
 from wdstools.fsspecs import Fsspec
@@ -27,6 +29,7 @@ T = TypeVar("T")
 
 FIRST = 256 * 1024  # bytes of the first request of a stream, which also tells the size
 PART = 8 * 1024 * 1024  # bytes of the others
+AT_ONCE = 4096  # files of a page whose sizes are asked for before the next
 AHEAD = 3  # parts of a stream that are under way while one is consumed
 
 
@@ -185,7 +188,10 @@ class RemoteStore(Store):
 
     def listing(self, prefix: str = "", delimited: bool = False) -> Iterator[tuple[str, Stat | None]]:
         """Yield (path, Stat) of everything that begins with `prefix`, in no order; `delimited`: not below its next
-        slash, but (path with a slash, None) for what is there."""
+        slash, but (path with a slash, None) for what is there. Paths of http are as URLs spell them."""
+        if self._scheme == "http":
+            yield from self._shown(prefix, delimited)
+            return
         files = self._files("listed")
         # the versions that Google's listing has through obstore are not those that reads have
         if self._scheme == "gs" or not usable(self._scheme, "x", self._options):
@@ -196,6 +202,34 @@ class RemoteStore(Store):
             yield from self._repeat(lambda: [*client.listing(prefix, True)])
         else:
             yield from self._all(client, prefix)
+
+    def _shown(self, prefix: str, delimited: bool) -> Iterator[tuple[str, Stat | None]]:
+        """As listing, of folders that the server shows as pages; sizes and versions are asked for by HEAD."""
+        self._after_fork()
+        client, top = self._plain(), prefix[: prefix.rfind("/") + 1]
+        left = [top]
+
+        def ask(folder: str) -> tuple[list[str], list[str]]:
+            stat, pieces = client.stream(folder, page=True)
+            return httpfolders.names(self.url(folder), pieces, stat is not None)
+
+        while left:
+            folder = left.pop()
+            if folder.count("/") - top.count("/") > httpfolders.DEPTH:
+                raise StoreError(f"{self.url(folder)}: lies {httpfolders.DEPTH} folders deep: does a link lead back?")
+            inner, files = ([folder + name for name in names] for names in self._repeat(partial(ask, folder)))
+            if delimited:
+                yield from ((path, None) for path in inner if path.startswith(prefix))
+            else:
+                left += [path for path in inner if path.startswith(prefix) or prefix.startswith(path)]
+            files = [path for path in files if path.startswith(prefix)]
+            for start in range(0, len(files), AT_ONCE):
+                paths = files[start : start + AT_ONCE]
+                for path, found in zip(paths, self.sizes(paths), strict=True):
+                    if isinstance(found, StoreError):
+                        raise found
+                    self.forget(path)
+                    yield path, found
 
     def _all(self, client: Obstore, prefix: str) -> Iterator[tuple[str, Stat | None]]:
         """A listing that goes on behind the last path where an answer breaks off."""

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
-import stat
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from wdstools import encode
+from wdstools.convert import named
 from wdstools.convert.condition import holding
 from wdstools.convert.entries import Entry
+from wdstools.convert.named import LocalFiles, ObjectFiles
 from wdstools.convert.options import Options
-from wdstools.convert.sources import Faults, Listing, finish, relative_key, split_file, why_no_field
+from wdstools.convert.sources import Faults, Listing, finish, split_file, why_no_field
 from wdstools.errors import EncodeError, SourceError
+from wdstools.failures import hide
 
 _KEYS = ("__key__", "key", "id")
 _FIELDS = ("cls", "txt", "json")  # columns with these names become fields
 _INT, _FLOAT = r"^-?(0|[1-9][0-9]{0,17})$", r"^-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?$"
 _BATCH = 16_384
 
+Files: TypeAlias = "LocalFiles | ObjectFiles"
 Row = dict[str, Any]
 Kinds = dict[str, Callable[[str], Any]]
 """What the text in a column stands for, where it goes into json: fields have it as it is."""
@@ -40,24 +44,36 @@ class _Columns(NamedTuple):
 
 
 def list_manifest(path: str, options: Options, faults: Faults) -> Listing:
-    """List a manifest. Paths in it are relative to its folder."""
-    root = os.path.abspath(os.path.dirname(path)).rstrip("/") + "/"
-    listing = Listing("manifest", root, name=os.path.basename(path).partition(".")[0])
+    """List a manifest, also one in a bucket or behind http. Paths in it are relative to its folder. Raises
+    SourceError."""
+    remote = named.is_remote_table(path)
+    base = os.path.basename(path.partition("?")[0] if remote else path)
+    listing = Listing("manifest", name=base.partition(".")[0])
+    if not remote:
+        return _list(_Table(path, path, faults), listing, LocalFiles(path, listing), options)
+    with named.folder() as folder:
+        table = _Table(named.fetch(path, folder), hide(path), faults)
+        return _list(table, listing, ObjectFiles(path, listing), options)
+
+
+def _list(table: _Table, listing: Listing, files: Files, options: Options) -> Listing:
     columns: _Columns | None = None
-    table = _Table(path, faults)
-    for where, row in holding(table.rows(), options.where, table.typed):
+    rows = iter(holding(table.rows(), options.where, table.typed))
+    while some := list(itertools.islice(rows, files.at_once)):
         if columns is None:
-            columns = _choose(path, row, root, options)
-        try:
-            listing.entries.append(_entry(row, where, root, columns, options, table.kinds, listing))
-        except _Bad as bad:
-            faults.add(*bad.args)
+            columns = _choose(table.shown, some[0][1], files, options)
+        files.ask(row.get(column) for _, row in some for column, _ in columns.files)
+        for where, row in some:
+            try:
+                listing.entries.append(_entry(row, where, columns, options, table.kinds, files))
+            except _Bad as bad:
+                table.faults.add(*bad.args)
     if columns is None:
-        raise SourceError(f"{path}: no rows")
-    return finish(listing, options, faults, path)
+        raise SourceError(f"{table.shown}: no rows")
+    return finish(listing, options, table.faults, table.shown)
 
 
-def _choose(path: str, first: Row, root: str, options: Options) -> _Columns:
+def _choose(path: str, first: Row, there: Files, options: Options) -> _Columns:
     names = list(first)
     for name in [n for n, _ in options.files] + list(options.inline) + [options.key_column, options.by]:
         if name and name not in first:
@@ -65,12 +81,12 @@ def _choose(path: str, first: Row, root: str, options: Options) -> _Columns:
     key = options.key_column or next((name for name in _KEYS if name in first), None)
     files = list(options.files)
     if not files:
-        files = [(n, "") for n in names if n != key and isinstance(first[n], str) and _is_file(root, first[n])]
+        files = [(n, "") for n in names if n != key and isinstance(first[n], str) and there.is_file(first[n])]
     taken = {key, *(name for name, _ in files)}
     inline = [n for n in names if n in options.inline or (n in _FIELDS and n not in taken)]
     if not files and not inline:
         raise SourceError(
-            f"{path}: no column of its first row names a file below {root}: say which with --files COLUMN, "
+            f"{path}: no column of its first row names a file below {there.root}: say which with --files COLUMN, "
             "or which columns are fields with --inline"
         )
     if not files and key is None:
@@ -79,13 +95,7 @@ def _choose(path: str, first: Row, root: str, options: Options) -> _Columns:
     return _Columns(key, files, inline, by)
 
 
-def _is_file(root: str, value: str) -> bool:
-    return bool(value) and "\0" not in value and os.path.isfile(os.path.join(root, value))
-
-
-def _entry(
-    row: Row, where: str, root: str, columns: _Columns, options: Options, kinds: Kinds, listing: Listing
-) -> Entry:
+def _entry(row: Row, where: str, columns: _Columns, options: Options, kinds: Kinds, there: Files) -> Entry:
     """Raises _Bad."""
     parts: dict[str, tuple[Any, int]] = {}
     key = "" if columns.key is None or row.get(columns.key) is None else str(row[columns.key])
@@ -93,16 +103,15 @@ def _entry(
         value = row.get(column)
         if not isinstance(value, str) or not value:
             raise _Bad(key or where, where, "no file in its row", f"column {column!r} is {value!r}")
-        wrong, name, about = _look(value, root, field, options)
+        wrong, name, place, nbytes = _look(value, there, field, options)
         if not key:
-            folder, slash, base = relative_key(value, root).rpartition("/")
+            folder, slash, base = there.key(value).rpartition("/")
             key = folder + slash + split_file(base, options.dotted, options.keys == "number")[0]
         if wrong is None and name in parts:
             wrong = ("two files for one field", f"field {name!r}; name the fields: --files {column}=FIELD")
-        if wrong is not None or about is None:
-            raise _Bad(key, f"{where}: {os.path.join(root, value)}", *(wrong or ("", "")))
-        listing.saw(about, os.path.join(root, value))
-        parts[name] = (value if value.startswith("/") else os.path.normpath(value), about.st_size)
+        if wrong is not None:
+            raise _Bad(key, f"{where}: {os.path.join(there.root, value)}", *wrong)
+        parts[name] = (place, nbytes)
     if not key:
         raise _Bad(where, where, "no key in its row", f"column {columns.key!r} is empty")
     used = {columns.key, *(column for column, _ in columns.files)}
@@ -123,23 +132,14 @@ def _entry(
     return Entry(key, group, tuple(x for name in sorted(parts) for x in (name, *parts[name])))
 
 
-def _look(
-    value: str, root: str, field: str, options: Options
-) -> tuple[tuple[str, str] | None, str, os.stat_result | None]:
-    """(what is wrong, field, stat) of a file that a row names."""
+def _look(value: str, there: Files, field: str, options: Options) -> tuple[tuple[str, str] | None, str, Any, int]:
+    """(what is wrong, field, where, bytes) of a file that a row names."""
     base = value.rpartition("/")[2]
     name = field.lower() or split_file(base, options.dotted, options.keys == "number")[1]
     if not name:
-        return why_no_field(base), name, None
-    if "\0" in value:
-        return ("a NUL in the path", ""), name, None
-    try:
-        about = os.stat(root + value if value[:1] != "/" else value)
-    except OSError as error:
-        return ((error.strerror or str(error)).lower(), ""), name, None
-    except UnicodeEncodeError:
-        return ("a name that is not UTF-8", ""), name, None
-    return (None if stat.S_ISREG(about.st_mode) else ("not a regular file", "")), name, about
+        return why_no_field(base), name, "", 0
+    wrong, place, nbytes = there.look(value)
+    return wrong, name, place, nbytes
 
 
 def _inlined(row: Row, rest: Row, columns: _Columns) -> dict[str, bytes]:
@@ -186,10 +186,11 @@ def plain(value: Any) -> Any:
 
 
 class _Table:
-    """A manifest, row by row. `kinds`: of the columns of a table of text, known when its first row is."""
+    """A manifest, row by row. `shown`: what messages call it; `kinds`: of the columns of a table of text, known when
+    its first row is."""
 
-    def __init__(self, path: str, faults: Faults) -> None:
-        self.path, self.faults = path, faults
+    def __init__(self, path: str, shown: str, faults: Faults) -> None:
+        self.path, self.shown, self.faults = path, shown, faults
         self.kinds: Kinds = {}
 
     def typed(self, item: tuple[str, Row]) -> Row:
@@ -198,25 +199,25 @@ class _Table:
 
     def rows(self) -> Iterator[tuple[str, Row]]:
         """Yield (where, row)."""
-        path, kind = self.path, os.path.splitext(self.path)[1].lower()
+        path, shown, kind = self.path, self.shown, os.path.splitext(self.path)[1].lower()
         try:
             if kind == ".parquet":
-                rows: Iterable[tuple[int, Row]] = enumerate(_parquet(path), 1)
+                rows: Iterable[tuple[int, Row]] = enumerate(_parquet(path, shown), 1)
             elif kind in (".csv", ".tsv"):
                 delimiter = "," if kind == ".csv" else "\t"
-                self.kinds = _kinds(path, delimiter, self.faults.skip)
-                rows = _csv(path, delimiter, self.faults)
+                self.kinds = _kinds(path, shown, delimiter, self.faults.skip)
+                rows = _csv(path, shown, delimiter, self.faults)
             else:
-                rows = _jsonl(path, self.faults)
+                rows = _jsonl(path, shown, self.faults)
             for number, row in rows:
-                yield f"{path}: row {number}", row
+                yield f"{shown}: row {number}", row
         except OSError as error:
             if error.errno is not None:
                 raise
-            raise SourceError(f"{path}: cannot be read: {error}") from error
+            raise SourceError(f"{shown}: cannot be read: {error}") from error
 
 
-def _jsonl(path: str, faults: Faults) -> Iterator[tuple[int, Row]]:
+def _jsonl(path: str, shown: str, faults: Faults) -> Iterator[tuple[int, Row]]:
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
@@ -224,15 +225,15 @@ def _jsonl(path: str, faults: Faults) -> Iterator[tuple[int, Row]]:
             try:
                 row = json.loads(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line)
             except ValueError as error:
-                faults.add(f"row {number}", f"{path}: row {number}", "not JSON", str(error))
+                faults.add(f"row {number}", f"{shown}: row {number}", "not JSON", str(error))
                 continue
             if isinstance(row, dict):
                 yield number, row
             else:
-                faults.add(f"row {number}", f"{path}: row {number}", "not a JSON object")
+                faults.add(f"row {number}", f"{shown}: row {number}", "not a JSON object")
 
 
-def _parquet(path: str) -> Iterator[Row]:
+def _parquet(path: str, shown: str) -> Iterator[Row]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -241,27 +242,27 @@ def _parquet(path: str) -> Iterator[Row]:
             for batch in file.iter_batches(batch_size=_BATCH):
                 yield from batch.to_pylist()
     except pa.ArrowException as error:
-        raise SourceError(f"{path}: not a parquet file: {error}") from error
+        raise SourceError(f"{shown}: not a parquet file: {error}") from error
 
 
-def _csv(path: str, delimiter: str, faults: Faults) -> Iterator[tuple[int, Row]]:
+def _csv(path: str, shown: str, delimiter: str, faults: Faults) -> Iterator[tuple[int, Row]]:
     """Yield (number, row): text, an empty cell as None."""
     number = 0
-    for batch in _batches(path, delimiter, faults):
+    for batch in _batches(path, shown, delimiter, faults):
         columns = [[value or None for value in column.to_pylist()] for column in batch.columns]
         for values in zip(*columns, strict=True):
             number += 1
             yield number, dict(zip(batch.schema.names, values, strict=True))
 
 
-def _batches(path: str, delimiter: str, faults: Faults) -> Iterator[Any]:
+def _batches(path: str, shown: str, delimiter: str, faults: Faults) -> Iterator[Any]:
     import pyarrow as pa
     from pyarrow import csv
 
     def bad(row: Any) -> str:
         if not faults.skip:
             return "error"
-        where = f"{path}: {row.text[:80]!r}"
+        where = f"{shown}: {row.text[:80]!r}"
         faults.add(where, where, "a row with too few or too many columns")
         return "skip"
 
@@ -274,15 +275,15 @@ def _batches(path: str, delimiter: str, faults: Faults) -> Iterator[Any]:
         names = []
     try:
         if twice := {name for name in names if names.count(name) > 1}:
-            raise SourceError(f"{path}: two columns are called {sorted(twice)[0]!r}")
+            raise SourceError(f"{shown}: two columns are called {sorted(twice)[0]!r}")
         text = csv.ConvertOptions(column_types=dict.fromkeys(names, pa.utf8()), strings_can_be_null=False)
         with csv.open_csv(path, one, parse, text) as reader:
             yield from reader
     except pa.ArrowException as error:
-        raise SourceError(f"{path}: not a table: {error}") from error
+        raise SourceError(f"{shown}: not a table: {error}") from error
 
 
-def _kinds(path: str, delimiter: str, lenient: bool) -> Kinds:
+def _kinds(path: str, shown: str, delimiter: str, lenient: bool) -> Kinds:
     """A column is numbers or booleans where all of it is; an empty cell fits everywhere."""
     import pyarrow.compute as pc
 
@@ -293,7 +294,7 @@ def _kinds(path: str, delimiter: str, lenient: bool) -> Kinds:
         (r"^(true|false)$", lambda text: text == "true"),
         ("", str),
     ]
-    for batch in _batches(path, delimiter, Faults(lenient)):
+    for batch in _batches(path, shown, delimiter, Faults(lenient)):
         for name in batch.schema.names:
             column = batch.column(name)
             filled = column.filter(pc.not_equal(column, ""))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from urllib.parse import unquote
 
 from wdstools import urls
 from wdstools.convert.entries import Entries, Entry
@@ -19,9 +20,14 @@ _JUNK = frozenset({"Thumbs.db", "desktop.ini"})
 Found = tuple[str, Stat]  # path below the root
 
 
+def is_reached(source: str) -> bool:
+    """Say whether a SOURCE lies in a bucket or behind http."""
+    return urls.scheme(source) in ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "http", "https")
+
+
 def is_objects(source: str) -> bool:
     """Say whether a SOURCE is a URL that names a folder of files."""
-    if urls.scheme(source) not in ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "http", "https"):
+    if not is_reached(source):
         return False
     name = source.partition("?")[0].rstrip("/").rpartition("/")[2].lower()
     return source.endswith("/") or not any(c in name for c in "{.") or source.count("/") == 2
@@ -37,6 +43,10 @@ def list_objects(source: str, options: Options, faults: Faults) -> Listing:
 
         names = [urls.escape(url + name) for name, _ in files if name.endswith(".tar")]
         return shards.list_shards("::".join(names), options, faults)
+    if not dirs and not files and urls.scheme(source) in ("http", "https"):
+        raise SourceError(
+            f"{source}: its page shows no links to files below it: is the listing of folders (autoindex) switched on?"
+        )
     layout = options.layout
     if layout == "auto":
         if dirs and files:
@@ -49,17 +59,19 @@ def list_objects(source: str, options: Options, faults: Faults) -> Listing:
         raise SourceError(f"{source}: has no class folders: say --layout flat for files without classes")
     listing = Listing("objects-" + layout, url, Entries(), shuffle=layout == "classes", ahead=AHEAD)
     listing.name = url.rstrip("/").rpartition("/")[2]
+    spelled = plain_name if urls.scheme(source) in ("http", "https") else str
     if layout == "flat":
-        _add(listing, "", iter(files), None, options, faults)
+        _add(listing, iter(files), None, options, faults, spelled)
     else:
-        listing.classes = {name: number for number, name in enumerate(dirs)}
+        dirs.sort(key=spelled)
+        listing.classes = {spelled(name): number for number, name in enumerate(dirs)}
     with ThreadPoolExecutor(AHEAD // 2) as pool:
-        order = sorted(dirs, key=lambda name: name + "/")
+        order = sorted(dirs, key=lambda name: spelled(name) + "/")
         for name, found in zip(order, pool.map(lambda name: _below(store, prefix, name + "/"), order), strict=True):
-            label = None if listing.classes is None else listing.classes[name]
+            label = None if listing.classes is None else listing.classes[spelled(name)]
             if not found and label is not None:
                 faults.add(name, url + name, "empty class folder")
-            _add(listing, name + "/", iter(found), label, options, faults)
+            _add(listing, iter(found), label, options, faults, spelled)
     listing.read = reader(store, prefix)
     return finish(listing, options, faults, source)
 
@@ -89,17 +101,27 @@ def _listed(store: Any, prefix: str, delimited: bool) -> Iterator[tuple[str, Sta
         raise SourceError(str(error)) from error
 
 
+def plain_name(path: str) -> str:
+    """What the path of a URL stands for."""
+    return unquote(path, errors="surrogateescape")
+
+
 def _add(
-    listing: Listing, prefix: str, files: Iterable[Found], label: int | None, options: Options, faults: Faults
+    listing: Listing,
+    files: Iterable[Found],
+    label: int | None,
+    options: Options,
+    faults: Faults,
+    spelled: Callable[[str], str],
 ) -> None:
-    """Add the samples of one folder of the top, with all below it."""
+    """Add the samples of one folder of the top, with all below it. `spelled`: the name that a path stands for."""
     text = str(label).encode("ascii")
     extra = () if label is None else ("cls", text, len(text))
     samples: dict[str, dict[str, tuple[tuple[str, str], int]]] = {}
     bad: set[str] = set()
     for path, stat in files:
-        folder, slash, name = path.rpartition("/")
-        if any(part[:1] == "." for part in path.split("/")) or name in _JUNK:
+        folder, slash, name = spelled(path).rpartition("/")
+        if any(part[:1] == "." for part in spelled(path).split("/")) or name in _JUNK:
             continue
         stem, ext = split_file(name, options.dotted, options.keys == "number")
         key = folder + slash + stem

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from wdstools import writer
-from wdstools.convert import archives, description, destination, manifest, objects, order, shards, tree
+from wdstools.convert import archives, description, destination, manifest, named, objects, order, shards, tree
 from wdstools.convert.destination import ShardPlan, Target
 from wdstools.convert.entries import Entries, Entry, sizes
 from wdstools.convert.options import Options, Skipped
@@ -54,6 +54,8 @@ def list_source(source: str, options: Options, faults: Faults, paths: Iterable[s
         return tree.list_paths(paths, options, faults)
     if objects.is_objects(source):
         return objects.list_objects(source, options, faults)
+    if named.is_remote_table(source):
+        return manifest.list_manifest(source, options, faults)
     if (listing := _list_other(source, options, faults)) is not None:
         return listing
     if source.endswith(".wdsindex") or shards.is_shards(source):
