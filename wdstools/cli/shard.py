@@ -206,7 +206,8 @@ def _show_plan(source: str, dest: str, options: Any, paths: list[str], as_json: 
     from wdstools.convert.plan import estimate, make_plan
 
     plan = make_plan(source, dest, options, paths)
-    job = journal.Job(plan.targets, plan.description, options.overwrite, plan.listing.newest).open(dry=True)
+    found = journal.Job(plan.targets, plan.description, options.overwrite, plan.listing.newest, plan.saved)
+    job = found.open(dry=True)
     rows: list[dict[str, Any]] = []
     for i, target in enumerate(plan.targets):
         row: dict[str, Any] = {"split": target.split, "pattern": target.pattern, "samples": len(plan.orders[i])}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -97,19 +99,24 @@ def _with_split(name: str, split: str) -> str:
 
 
 class ShardPlan(NamedTuple):
-    """A shard to be: it holds the samples order[start:stop] of its target. `nbytes`: of the tar."""
+    """A shard to be: it holds the samples order[start:stop] of its target. `nbytes`: of the tar; `digest`: of what is
+    known of its samples, as text."""
 
     path: str
     start: int
     stop: int
     nbytes: int
+    digest: str = ""
+
+
+digester = functools.partial(hashlib.blake2b, digest_size=8)
 
 
 def pack(entries: Entries, order: Numbers, target: Target, options: Options) -> list[ShardPlan]:
     """Say which samples go into which shard."""
     packer = writer.Packer(options.maxcount, options.maxsize)
     plans: list[ShardPlan] = []
-    start = 0
+    start, state = 0, digester()
     member_nbytes = tar.member_nbytes
     for position, i in enumerate(order):
         key, _, parts = entries[i]
@@ -123,10 +130,11 @@ def pack(entries: Entries, order: Numbers, target: Target, options: Options) -> 
                 nbytes += member_nbytes(f"{key}.{ext}", size)
         before = packer.nbytes
         if packer.add(nbytes):
-            plans.append(ShardPlan(target.pattern % len(plans), start, position, before))
-            start = position
+            plans.append(ShardPlan(target.pattern % len(plans), start, position, before, state.hexdigest()))
+            start, state = position, digester()
+        state.update(repr((key, parts)).encode("utf-8", "surrogateescape"))
     if order:
-        plans.append(ShardPlan(target.pattern % len(plans), start, len(order), packer.nbytes))
+        plans.append(ShardPlan(target.pattern % len(plans), start, len(order), packer.nbytes, state.hexdigest()))
     return plans
 
 

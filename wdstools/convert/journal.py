@@ -1,11 +1,11 @@
 """One job on one destination: the lock, what it was asked to do, and what an earlier run has left to go on from.
 
 While a job runs, `.<stem>.wdsjob` lies beside the shards: JSON {"version", "fingerprint", "options", "source",
-"patterns"}. It is written before the first shard and removed after the last index; the same text is then in the
-metadata of every index, under `wds.job`. A shard of ours appears after its part (its own index, `.<shard>.part`), and
-the parts are removed after the indexes are there: so a shard without a part is ours only if there is an index of this
-job. When files of the source were changed is not written down: a file that is younger than the journal, or than a
-finished index, has been changed since.
+"patterns", "plan"} (of the last see saved.py). It is written before the first shard and removed after the last index;
+the first four are then in the metadata of every index, under `wds.job`. A shard of ours appears after its part (its own
+index, `.<shard>.part`), and the parts are removed after the indexes are there: so a shard without a part is ours only
+if there is an index of this job. When files of the source were changed is not written down: a file that is younger than
+the journal, or than a finished index, has been changed since.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from wdstools.errors import DestinationError, IndexFileError, NotFoundError
 
 if TYPE_CHECKING:
     from wdstools.convert.lock import Lock
+    from wdstools.convert.saved import Saved
     from wdstools.index import Index
 
 _FETCHES = 16  # parts that come from a bucket at once
@@ -40,9 +41,16 @@ class Job:
     """A destination, locked. `state` after open(): "fresh", "resume", or "complete" (nothing is left to do)."""
 
     def __init__(
-        self, found: Sequence[Target], description: dict[str, Any], overwrite: bool, newest: tuple[int, str] = (0, "")
+        self,
+        found: Sequence[Target],
+        description: dict[str, Any],
+        overwrite: bool,
+        newest: tuple[int, str] = (0, ""),
+        saved: Saved | None = None,
     ) -> None:
-        """`newest`: when a file of the source was changed last, in ns since 1970, and which."""
+        """`newest`: when a file of the source was changed last, in ns since 1970, and which; `saved`: the plan of the
+        shards, where there is one."""
+        self.saved = saved
         self.targets, self.description, self.overwrite, self.newest = list(found), description, overwrite, newest
         self.folder = found[0].folder
         stem = os.path.basename(found[0].index_path).removesuffix(".wdsindex")
@@ -124,9 +132,16 @@ class Job:
             mine = False
         if old is not None and not mine and not self.overwrite:
             raise DestinationError(
-                f"{self.path}: an unfinished job is there, and this is another: {difference(old, self.description)}. "
+                f"{self.path}: an unfinished job is there, and this is another: {self._why(old)}. "
                 "Run that one again to finish it, or give --overwrite to remove its shards"
             )
+        if mine and old is not None and (other := self._other_plan(old)):
+            if not self.overwrite:
+                raise DestinationError(
+                    f"{self.path}: an unfinished job is there that packs its shards otherwise: {other}. Finish it with "
+                    "the version that began it, or give --overwrite to remove its shards"
+                )
+            mine = False
         done = [self._is_done(target) for target in self.targets]
         if mine:
             self.state = "complete" if all(done) else "resume"
@@ -144,6 +159,21 @@ class Job:
             destination.sweep(self.targets, parts=self.state == "fresh")
             if self.state == "fresh":  # else it is there, and a moment without it could lose what is done
                 self._write()
+
+    def _other_plan(self, old: dict[str, Any]) -> str:
+        return self.saved.against(old["plan"]) if self.saved is not None and old.get("plan") else ""
+
+    def _why(self, old: dict[str, Any], target: Target | None = None) -> str:
+        """What differs between an old job and this one, with the first shard or sample where the source differs.
+        `target`: of a finished job."""
+        told = difference(old, self.description)
+        if self.saved is None or old.get("options") != self.description.get("options"):
+            return told
+        if target is None:
+            more = self._other_plan(old)
+        else:
+            more = self.saved.against_index(self.targets.index(target), place.load_index(target.index_path))
+        return told + (more and "; " + more)
 
     def _changed_since_began(self, old: dict[str, Any]) -> bool:
         """Say whether the source was changed since the job began: by its own times in a bucket, whose clock may be
@@ -175,6 +205,8 @@ class Job:
     def _write(self) -> None:
         names = [os.path.basename(target.pattern) for target in self.targets]
         journal = {**self.description, "patterns": names}
+        if self.saved is not None:
+            journal["plan"] = self.saved.to_json()
         if self._held is not None:
             place.write(self.path, json.dumps({**journal, "newest": self.newest[0]}).encode())
             return
@@ -229,7 +261,7 @@ class Job:
             if job:
                 raise DestinationError(
                     f"{target.index_path}: a finished job is there, and this is another: "
-                    f"{difference(job, self.description)}. Write elsewhere, or give --overwrite to remove its shards"
+                    f"{self._why(job, target)}. Write elsewhere, or give --overwrite to remove its shards"
                 )
             found = [path for _, path in target.existing()] + ([target.index_path] if job is not None else [])
             if found:

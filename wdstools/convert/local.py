@@ -52,7 +52,7 @@ def convert(
     began = time.monotonic()
     ready = make_plan(source, dest, options, paths)
     planned(ready)
-    job = journal.Job(ready.targets, ready.description, options.overwrite, ready.listing.newest)
+    job = journal.Job(ready.targets, ready.description, options.overwrite, ready.listing.newest, ready.saved)
     _check_classes(ready, job, options)
     with _explained(job.folder):
         job.open()

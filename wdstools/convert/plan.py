@@ -16,6 +16,7 @@ from wdstools.convert.destination import ShardPlan, Target
 from wdstools.convert.entries import Entries, Entry, sizes
 from wdstools.convert.options import Options, Skipped
 from wdstools.convert.order import Numbers
+from wdstools.convert.saved import Saved
 from wdstools.convert.sources import Faults, Listing, check_field, number_keys
 from wdstools.errors import DestinationError, SourceError
 
@@ -46,6 +47,11 @@ class Plan:
     def total(self) -> int | None:
         """Samples to write, None where a stream does not tell."""
         return None if self.listing.stream is not None else len(self.entries)
+
+    @property
+    def saved(self) -> Saved | None:
+        """What the journal keeps of the shards, None where they are not known."""
+        return None if self.shards is None else Saved(self.targets, self.shards, self.entries, self.orders)
 
 
 def list_source(source: str, options: Options, faults: Faults, paths: Iterable[str] = ()) -> Listing:

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from wdstools.access import Access
 from wdstools.columns import CHECKSUM
-from wdstools.convert.destination import ShardPlan, Target
+from wdstools.convert.destination import ShardPlan, Target, digester
 from wdstools.convert.entries import Digest, Entries, Entry
 from wdstools.convert.options import Options
 from wdstools.convert.order import Numbers
@@ -194,6 +194,14 @@ def pack(entries: RowEntries, order: Numbers, target: Target, options: Options) 
         stop = min(int(np.searchsorted(ends, most, side="right")), start + options.maxcount)
         stop = max(stop, start + 1)  # a larger sample gets a shard of its own
         after = int(ends[stop - 1])
-        plans.append(ShardPlan(target.pattern % len(plans), start, stop, after - before + END_MARKER))
+        digest = _digest(entries, order[start:stop])
+        plans.append(ShardPlan(target.pattern % len(plans), start, stop, after - before + END_MARKER, digest))
         start, before = stop, after
     return plans
+
+
+def _digest(entries: RowEntries, numbers: Numbers) -> str:
+    state = digester()
+    some = np.asarray(numbers)
+    RowEntries(entries.index, entries.rows[some], entries.nbytes[some], None).feed(state)
+    return state.hexdigest()
