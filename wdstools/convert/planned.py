@@ -92,6 +92,8 @@ def write_planned(ready: Plan, options: Options, progress: Progress, summary: Su
         counter.add(samples, nbytes)
 
     def one(t: int, shard: ShardPlan) -> Written | None:
+        if stop.is_set():
+            return None
         try:
             entries = entries_of(ready, t, shard)
             return write_shard(ready.listing, entries, shard.path, ready.lift or (), options, ready.check, tell)
