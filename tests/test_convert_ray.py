@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import tarfile
 import threading
 import time
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -93,11 +95,66 @@ def test_killed_workers(ray: Ray, tmp_path: Path) -> None:
     assert_same(tmp_path / "out", tmp_path / "wanted")
 
 
+SUBSETS: list[dict[str, Any]] = [
+    {"where": "cls = 1"},
+    {"sort_by": "key", "descending": True},
+    {"sample": 7, "seed": 3, "splits": (("a", 0.5), ("b", 0.5))},
+    {"join": ("w.csv",), "where": "loss > 2", "sort_by": "loss", "lift": ("loss",)},
+    {"where": "cls = 1", "drop": frozenset({"cls"})},
+]
+
+
+def test_subsets(ray: Ray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class_tree(tmp_path / "in")
+    put(
+        tmp_path,
+        {"w.csv": "key,loss\n" + "".join(f"n{c:02d}/img_{i:03d},{c * i}\n" for c in range(3) for i in range(5))},
+    )
+    monkeypatch.chdir(tmp_path)  # the workers are elsewhere
+    go("in", "all", maxcount=4)
+    for number, options in enumerate(SUBSETS):
+        go("all/in.wdsindex", f"ray-{number}", maxcount=2, **ray, **options)
+        go("all/in.wdsindex", f"local-{number}", maxcount=2, **options)
+        assert_same(tmp_path / f"ray-{number}", tmp_path / f"local-{number}")
+
+
+def archives(root: Path) -> list[str]:
+    class_tree(root / "in")
+    with zipfile.ZipFile(root / "z.zip", "w") as archive:
+        for path in sorted((root / "in").rglob("*.JPEG")):
+            archive.write(path, str(path.relative_to(root / "in")))
+    with tarfile.open(root / "n.tar", "w") as outer:
+        for folder in sorted((root / "in").iterdir()):
+            with tarfile.open(root / f"{folder.name}.tar", "w") as inner:
+                inner.add(folder, ".")
+            outer.add(root / f"{folder.name}.tar", f"{folder.name}.tar")
+    return ["z.zip", "n.tar"]
+
+
+def test_archives(ray: Ray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for source in archives(tmp_path):
+        out = source.replace(".", "-")
+        go(source, f"ray-{out}", maxcount=2, **ray)
+        go(source, f"local-{out}", maxcount=2)
+        assert_same(tmp_path / f"ray-{out}", tmp_path / f"local-{out}")
+
+        def change(plan: object, source: str = source) -> None:
+            path = tmp_path / source
+            put(tmp_path, {"new": path.read_bytes()[:-1] + b"x"}, age=30)
+            (tmp_path / "new").rename(path)
+
+        with pytest.raises(SourceError, match=f"{source}: changed while it was packed"):
+            convert(source, f"changed-{out}", Options(maxcount=2, **ray), planned=change)
+        assert not shards(tmp_path / f"changed-{out}")
+
+
 def test_what_has_no_plan(ray: Ray, tmp_path: Path) -> None:
     image_tree(tmp_path / "in")
-    with pytest.raises(SourceError, match="leave --resize to --engine local"):
-        go(tmp_path / "in", tmp_path / "out", resize=16, **ray)
-    assert not shards(tmp_path / "out")
+    for option, value in (("resize", 16), ("map", "json:dumps")):
+        with pytest.raises(SourceError, match=f"leave --{option} to --engine local"):
+            go(tmp_path / "in", tmp_path / "out", **{option: value}, **ray)
+    assert not (tmp_path / "out").exists()
 
 
 def test_no_cluster_at_the_address(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import zipfile
 import zlib
@@ -28,13 +29,53 @@ class _Inside(NamedTuple):
 
 
 class _Open:
-    """A descriptor that is closed with the last reference to it."""
+    """An archive, open for reading until the last reference to it is gone. Pickled, it is its path, and opened again
+    where it is read: raises SourceError where it is another file then."""
 
-    def __init__(self, path: str) -> None:
-        self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    def __init__(self, path: str, seen: tuple[int, int] | None = None) -> None:
+        self._path, self._fd = os.path.abspath(path), -1
+        self._seen = seen or _seen(os.stat(path))
+        self._zip: zipfile.ZipFile | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self._path, self._seen)
+
+    @property
+    def fd(self) -> int:
+        """The descriptor."""
+        if self._fd < 0:
+            self._fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+            if _seen(os.fstat(self._fd)) != self._seen:
+                raise SourceError(f"{self._path}: changed while it was packed")
+        return self._fd
+
+    @property
+    def zip(self) -> zipfile.ZipFile:
+        """The archive, as a zip file. Raises BadZipFile."""
+        if self._zip is None:
+            if _seen(os.stat(self._path)) != self._seen:
+                raise SourceError(f"{self._path}: changed while it was packed")
+            self._zip = _zip(self._path, self._seen)
+        return self._zip
 
     def __del__(self) -> None:
-        os.close(self.fd)
+        if self._fd >= 0:
+            os.close(self._fd)
+
+
+def _seen(about: os.stat_result) -> tuple[int, int]:
+    return about.st_size, about.st_mtime_ns
+
+
+@functools.lru_cache(maxsize=1)
+def _zip(path: str, seen: tuple[int, int]) -> zipfile.ZipFile:
+    """A zip file; of several tasks in one process, the first reads its directory."""
+    archive = zipfile.ZipFile(path)
+    assert archive.fp is not None
+    if _seen(os.fstat(archive.fp.fileno())) != seen:
+        archive.close()
+        raise SourceError(f"{path}: changed while it was packed")
+    return archive
 
 
 def is_zip(path: str) -> bool:
@@ -60,11 +101,11 @@ def list_zip(path: str, options: Options, faults: Faults) -> Listing:
     """List a zip file: files with one name are one sample, as in a folder. Raises SourceError."""
     if options.layout == "classes":
         raise SourceError(f"{path}: a zip file is listed flat; unzip it for --layout classes")
+    file = _Open(path)
     try:
-        archive = zipfile.ZipFile(path)
+        infos = file.zip.infolist()
     except zipfile.BadZipFile as error:
         raise SourceError(f"{path}: not a zip file, or a damaged one: {error}") from error
-    infos = archive.infolist()
     listing = _listing("zip", path)
     if any(info.flag_bits & 1 for info in infos):
         raise SourceError(f"{path}: holds encrypted files")
@@ -73,10 +114,11 @@ def list_zip(path: str, options: Options, faults: Faults) -> Listing:
 
     def read(entry: Entry) -> Fields | Failure:
         fields: Fields = {}
+        inside = file.zip.infolist()
         for name, place, nbytes in zip(*[iter(entry.parts)] * 3, strict=True):
-            where = f"{path}: {infos[place].filename}"
+            where = f"{path}: {inside[place].filename}"
             try:
-                data = archive.read(infos[place])  # which checks its CRC
+                data = file.zip.read(inside[place])  # which checks its CRC
             except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
                 return Failure(where, "cannot be read", str(error))
             if len(data) != nbytes:

@@ -30,9 +30,8 @@ _WAIT = 1.0  # seconds
 
 def write_on_ray(ready: Plan, options: Options, progress: Progress, summary: Summary) -> list[list[Written]]:
     """Write the shards of a plan on the cluster at options.address; return them, by target. Without an address one is
-    started on this machine. Raises SourceError for what has no plan by sizes, StoreError without a cluster."""
-    if ready.shards is None:
-        raise SourceError("--engine ray needs samples whose sizes are known before: leave --resize to --engine local")
+    started on this machine. Raises StoreError without a cluster. make_plan has refused what has no plan
+    by sizes."""
     done, todo = what_is_left(ready, options, progress, summary)
     if todo:
         with _Cluster(options) as cluster:
@@ -108,7 +107,10 @@ class _Cluster:
             raise StoreError(f"ray at {address}: cannot be reached or started: {error}") from error
 
     def put(self, value: object) -> Any:
-        return self._ray.put(value)
+        try:
+            return self._ray.put(value)
+        except TypeError as error:
+            raise SourceError(f"this source cannot be sent to other machines: use --engine local ({error})") from error
 
     def run(
         self,

@@ -146,6 +146,11 @@ def make_plan(source: str, dest: str, options: Options, paths: Iterable[str] = (
     packed = None
     if options.resize is None and options.map is None and listing.stream is None:
         packed = [_pack(entries, numbers, t, options) for t, numbers in zip(found, orders, strict=True)]
+    elif options.engine == "ray":
+        what = "--map" if options.map is not None else "--resize" if options.resize is not None else "such a source"
+        raise SourceError(
+            f"{source}: --engine ray needs samples whose sizes are known before: leave {what} to --engine local"
+        )
     return Plan(listing, found, entries, orders, packed, lift, described, faults.skipped)
 
 

@@ -99,6 +99,9 @@ class Spans:
         self.index, self._columns = index, columns
         self._access = Access(index, None, True, Stores())
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Spans, (self.index, self._columns)  # files are opened where it is read
+
     def copy(self, row: int, file: Shard) -> None:
         """Append the sample of a row to a shard. Raises StaleIndexError, SourceError, OSError."""
         key, shard, start, end = self.index.locate(row)
