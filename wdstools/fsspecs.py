@@ -133,6 +133,23 @@ class Fsspec:
             raise
         return True
 
+    def replace(self, path: str, data: bytes, version: str) -> bool | None:
+        """Write an object of Google's over this generation; false where it is another or gone. None elsewhere: fsspec
+        knows no such condition."""
+        if self._scheme != "gs":
+            return None
+        bucket, _, key = str(self._name(path)).partition("/")
+        where = f"{self._fs._location}/upload/storage/v1/b/{bucket}/o"
+        more: dict[str, Any] = {"uploadType": "media", "name": key, "ifGenerationMatch": version, "data": data}
+        more["headers"] = {"Content-Type": "application/octet-stream"}
+        try:
+            self._asyn.sync(self._fs.loop, self._fs._call, "POST", where, timeout=LONG * self._idle, **more)
+        except Exception as error:
+            if isinstance(error, FileNotFoundError | FileExistsError) or "412" in str(getattr(error, "code", "")):
+                return False
+            raise failures.of_exception(self._root + path, error) from error
+        return True
+
     def remove(self, path: str) -> None:
         """Remove an object, or nothing where there is none."""
         self._fs.invalidate_cache()

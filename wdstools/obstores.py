@@ -175,6 +175,22 @@ class Obstore:
         except Exception as error:
             raise failures.of_obstore(failures.hide(self._root + path), error) from error
 
+    def replace(self, path: str, data: bytes, etag: str) -> bool | None:
+        """Write an object over the version with this ETag; false where it is another or gone, None where the server
+        does not know such a condition."""
+        exceptions: Any = importlib.import_module("obstore.exceptions")
+        try:
+            self._obstore.put(self._store, self._name(path), data, mode={"e_tag": f'"{etag}"'}, use_multipart=False)
+        except (exceptions.PreconditionError, exceptions.AlreadyExistsError, FileNotFoundError):
+            return False
+        except exceptions.NotSupportedError:
+            return None
+        except Exception as error:
+            if "NotImplemented" in str(error) or "501" in str(error):
+                return None
+            raise failures.of_obstore(failures.hide(self._root + path), error) from error
+        return True
+
     def _in_place(self, path: str, url: str) -> StoreError | Transient | None:
         """What stands in place of an object whose ranges are not to be had; None: the object itself, as a whole."""
         try:

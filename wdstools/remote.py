@@ -252,6 +252,19 @@ class RemoteStore(Store):
         self.forget(path)
         return self._repeat(lambda: files.create(path, data))
 
+    def replace(self, path: str, data: bytes, was: Stat) -> bool | None:
+        """Write an object over the version that was read, and over no other: false where it is another by now, also by
+        a lost answer, or gone. None, and nothing is written: this store does not know such a condition."""
+        files = self._files("written to")
+        self.forget(path)
+        etag = was.etag
+        if etag is None:
+            return None
+        if self._scheme in ("s3", "az") and usable(self._scheme, path, self._options):
+            client = cast(Obstore, self._reader(path))
+            return self._repeat(lambda: client.replace(path, data, etag))
+        return self._repeat(lambda: files.replace(path, data, etag))
+
     def remove(self, path: str) -> None:
         """Remove an object, or nothing where there is none."""
         files = self._files("written to")

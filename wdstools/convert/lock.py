@@ -1,6 +1,10 @@
 """A lock on a prefix of a bucket: an object that is written only where there is none, and renewed while its owner
 lives.
 
+It is taken over, and renewed, only as the version that was read: of two that take it over at once, one does. S3, Azure
+(If-Match) and Google (generations) know such a condition; where a server or client does not, it is looked at before it
+is written, and the loser sees it when it asks before its next shard is committed.
+
 Clocks of different machines are never compared. An owner is gone where this machine can see that its process is, or
 where its lock stays as it is for WATCH seconds of the one who waits.
 """
@@ -18,6 +22,7 @@ from typing import Any
 
 from wdstools.convert import place
 from wdstools.errors import DestinationError, StoreError
+from wdstools.store import Stat
 
 BEAT = 10.0  # seconds between two renewals
 WATCH = 35.0  # seconds without one after which the owner is taken for gone
@@ -67,15 +72,16 @@ class Lock:
         store, name = place.bucket(self.url)
         until, seen = 0.0, b""
         while not store.create(name, self._text()):
-            found = place.read(self.url)
-            if found is None:
+            version = place.read_version(self.url)
+            if version is None:
                 continue
-            other = _parse(found)
+            found, other = version[0], _parse(version[0])
             if other.get("nonce") == self._me["nonce"]:
                 return  # the answer to our own request was lost
             if self._force or _is_gone(other):
-                place.remove(self.url)
-                continue
+                if place.replace(self.url, self._text(), version[1]):
+                    return
+                continue  # another was faster
             if not until:
                 until, seen = time.monotonic() + WATCH, found
             if found != seen:
@@ -84,7 +90,8 @@ class Lock:
                     "give --overwrite to take its place"
                 )
             if time.monotonic() > until:
-                place.remove(self.url)
+                if place.replace(self.url, self._text(), version[1]):
+                    return
                 continue
             self._over.wait(1.0)
 
@@ -92,16 +99,21 @@ class Lock:
         while not self._over.wait(BEAT) and not self._lost:
             self._beat += 1
             with contextlib.suppress(StoreError):  # who commits a shard asks again
-                self._look()
-                if not self._lost:
-                    place.write(self.url, self._text())
+                version = self._look()
+                if version is not None:
+                    place.replace(self.url, self._text(), version)  # if not, the next look tells
 
-    def _look(self) -> None:
-        found = place.read(self.url)
-        if found is None:
+    def _look(self) -> Stat | None:
+        """The version of the lock that is ours."""
+        version = place.read_version(self.url)
+        if version is None:
             self._lost = "the lock of this job was removed"
-        elif _parse(found).get("nonce") != self._me["nonce"]:
-            self._lost = f"another wds-shard has taken this destination over ({_owner(_parse(found))})"
+            return None
+        found = _parse(version[0])
+        if found.get("nonce") == self._me["nonce"]:
+            return version[1]
+        self._lost = f"another wds-shard has taken this destination over ({_owner(found)})"
+        return None
 
     def _text(self) -> bytes:
         return json.dumps({**self._me, "beat": self._beat}).encode()

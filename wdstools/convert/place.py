@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from wdstools import urls
 from wdstools.errors import DestinationError, NotFoundError
-from wdstools.store import Stores
+from wdstools.store import Stat, Stores
 
 if TYPE_CHECKING:
     from wdstools.index import Index
@@ -61,6 +61,28 @@ def read(path: str) -> bytes | None:
             return file.read()
     except FileNotFoundError:  # also NotFoundError
         return None
+
+
+def read_version(url: str) -> tuple[bytes, Stat] | None:
+    """Return a small object of a bucket, and the version that it is; None where there is none."""
+    data = read(url)
+    store, name = bucket(url)
+    stat = store.pinned(name)
+    return None if data is None else (data, stat or Stat(len(data)))
+
+
+def replace(url: str, data: bytes, was: Stat) -> bool:
+    """Write a small object of a bucket over the version `was`; false where it is another now. Where the bucket knows no
+    such condition it is looked at first, which leaves a moment in between."""
+    store, name = bucket(url)
+    done = store.replace(name, data, was)
+    if done is not None:
+        return done
+    now = read_version(url)
+    if now is None or not now[1].same(was):
+        return False
+    write(url, data)
+    return True
 
 
 def write(path: str, data: bytes) -> None:
