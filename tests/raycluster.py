@@ -8,7 +8,7 @@ import os
 import secrets
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from unittest import mock
 
@@ -24,16 +24,53 @@ ray.shutdown()
 """
 
 
+NODES = """
+import sys, ray
+from ray.cluster_utils import Cluster
+cluster = Cluster(initialize_head=True, head_node_args={
+    "num_cpus": 1, "node_ip_address": "127.0.0.3", "object_store_memory": 100 << 20, "include_dashboard": False})
+lost = cluster.add_node(num_cpus=2, node_ip_address="127.0.0.4", object_store_memory=100 << 20)
+cluster.wait_for_nodes()
+print("at", cluster.address, flush=True)
+if sys.stdin.readline().strip() == "lose":
+    cluster.remove_node(lost, allow_graceful=False)
+    print("lost", flush=True)
+    sys.stdin.read()
+cluster.shutdown()
+"""
+
+
 @contextlib.contextmanager
 def cluster() -> Iterator[str]:
     """Its address. Its workers find the modules of the tests."""
+    with _running(PROGRAM) as (address, _):
+        yield address
+
+
+@contextlib.contextmanager
+def two_nodes() -> Iterator[tuple[str, Callable[[], object]]]:
+    """The address of a cluster of two nodes, and a function that kills the larger one with all of its processes."""
+    with _running(NODES) as (address, process):
+
+        def lose() -> None:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            process.stdin.write("lose\n")
+            process.stdin.flush()
+            assert any(line.startswith("lost") for line in process.stdout)
+
+        yield address, lose
+
+
+@contextlib.contextmanager
+def _running(program: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     if importlib.util.find_spec("ray") is None:
         pytest.skip("ray is not installed: pip install ray")
     paths = [str(Path(__file__).parent), str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}  # of this cluster, and of its drivers
     env = {**os.environ, **token, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     with mock.patch.dict(os.environ, token), subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        [sys.executable, "-W", "ignore", "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL, env=env, text=True, start_new_session=True,
     ) as process:  # fmt: skip
         assert process.stdin is not None
@@ -41,7 +78,7 @@ def cluster() -> Iterator[str]:
         try:
             line = next((line for line in process.stdout if line.startswith("at ")), "")
             assert line, "Ray does not start"
-            yield line.split()[1]
+            yield line.split()[1], process
         finally:
             process.stdin.close()
             process.wait(60)
