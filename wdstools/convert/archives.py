@@ -71,8 +71,7 @@ def _seen(about: os.stat_result) -> tuple[int, int]:
 def _zip(path: str, seen: tuple[int, int]) -> zipfile.ZipFile:
     """A zip file; of several tasks in one process, the first reads its directory."""
     archive = zipfile.ZipFile(path)
-    assert archive.fp is not None
-    if _seen(os.fstat(archive.fp.fileno())) != seen:
+    if archive.fp is None or _seen(os.fstat(archive.fp.fileno())) != seen:
         archive.close()
         raise SourceError(f"{path}: changed while it was packed")
     return archive
