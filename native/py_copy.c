@@ -58,7 +58,7 @@ static int take_member(WriterObject *self, const tar_member *m, uint64_t from, P
     PyErr_NoMemory();
     return -1;
   }
-  ascii_lower(lower, n.ext, n.ext_len);
+  self->c.lowered |= ascii_lower(lower, n.ext, n.ext_len);
   if (columns_has(&self->c, lower, n.ext_len)) {
     raise_shard(st, E_DUPLICATE, "two members of a sample have one field", url, m->header);
     return -1;

@@ -69,7 +69,8 @@ PyObject *columns_to_dict(const columns *c) {
             put_bytes(d, "field_ends", &c->field_ends) || put_bytes(d, "field_codes", &c->field_codes) ||
             put_bytes(d, "field_headers", &c->field_headers) || put_bytes(d, "field_offsets", &c->field_offsets) ||
             put_bytes(d, "field_nbytes", &c->field_nbytes) || put_bytes(d, "exts", &c->exts) ||
-            put_bytes(d, "ext_ends", &c->ext_ends) || put_count(d, "nmembers", c->nmembers)))
+            put_bytes(d, "ext_ends", &c->ext_ends) || put_count(d, "nmembers", c->nmembers) ||
+            put_count(d, "exact", columns_exact(c))))
     Py_CLEAR(d);
   return d;
 }

@@ -141,6 +141,7 @@ static int roll_back(WriterObject *self) {
   uint64_t fields = n ? ((uint64_t *)(void *)c->field_ends.data)[n - 1] : 0;
   c->nfields = fields;
   c->nmembers = self->old_members;
+  c->lowered = self->old_lowered;
   if (self->sums) writing_sums_back(self->sums);
   c->ext_ends.len = self->old_exts * 8;
   c->exts.len = self->old_exts ? (size_t)((uint64_t *)(void *)c->ext_ends.data)[self->old_exts - 1] : 0;
@@ -190,6 +191,7 @@ int write_begin(WriterObject *self, PyObject *key) {
   self->start = write_tell(self);
   self->old_exts = self->c.ext_ends.len / 8;
   self->old_members = self->c.nmembers;
+  self->old_lowered = self->c.lowered;
   sum_up(self);
   if (self->sums) writing_sums_begin(self->sums);
   self->hash = sample_hash(text, self->key_len, 0);
@@ -233,7 +235,7 @@ static int begin_field(WriterObject *self, PyObject *ext, uint64_t nbytes) {
   char *name = (char *)self->name.data;
   if (put_header(self, name, self->name.len, nbytes)) return -1;
   uint64_t offset = write_tell(self);
-  ascii_lower(name + self->key_len + 1, n.ext, n.ext_len);
+  self->c.lowered |= ascii_lower(name + self->key_len + 1, n.ext, n.ext_len);
   if (columns_has(&self->c, n.ext, n.ext_len)) {
     raise_source(state_of(self), "two fields %R in one sample", ext);
     return -1;

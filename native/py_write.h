@@ -26,6 +26,7 @@ typedef struct {
   uint64_t start, hash;    /* of the open sample */
   size_t old_exts;         /* how many field names there were before it */
   uint64_t old_members;    /* and members */
+  bool old_lowered;
   writing_sums *sums;      /* NULL: no checksums are asked for */
   size_t summed;           /* bytes of buf that are in them */
   bool open, busy, broken;

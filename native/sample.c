@@ -38,8 +38,14 @@ bool sample_split(const char *name, size_t len, sample_name *out) {
   return true;
 }
 
-void ascii_lower(char *out, const char *in, size_t n) {
-  for (size_t i = 0; i < n; i++) out[i] = (char)(in[i] >= 'A' && in[i] <= 'Z' ? in[i] + 32 : in[i]);
+bool ascii_lower(char *out, const char *in, size_t n) {
+  bool changed = false;
+  for (size_t i = 0; i < n; i++) {
+    bool upper = in[i] >= 'A' && in[i] <= 'Z';
+    out[i] = (char)(upper ? in[i] + 32 : in[i]);
+    changed |= upper;
+  }
+  return changed;
 }
 
 /* XXH64, step by step as its specification has it. */
@@ -190,6 +196,8 @@ void columns_end(columns *c, uint64_t end) {
   uint64_t *ends = (void *)c->ends.data;
   if (c->nsamples) ends[c->nsamples - 1] = end;
 }
+
+bool columns_exact(const columns *c) { return !c->lowered && c->nfields == c->nmembers; }
 
 void columns_free(columns *c) {
   bytes_vec *all[] = {&c->keys,        &c->key_ends,      &c->hashes,        &c->starts,       &c->ends, &c->field_ends,

@@ -53,6 +53,7 @@ typedef struct {
   bytes_vec exts, ext_ends;                                     /* the field names that the codes stand for */
   uint64_t nsamples, nfields, nmembers;
   size_t next_ext;
+  bool lowered; /* a field name is not in the letters of its member's name */
 } columns;
 
 /* false: no memory. columns_end closes the row that columns_sample opened. */
@@ -60,8 +61,9 @@ bool columns_sample(columns *c, const char *key, size_t len, uint64_t hash, uint
 bool columns_field(columns *c, const char *ext, size_t len, uint64_t header, uint64_t offset, uint64_t nbytes);
 bool columns_has(const columns *c, const char *ext, size_t len); /* is the field in the open row? ext in lower case */
 void columns_end(columns *c, uint64_t end);
+bool columns_exact(const columns *c); /* every member is a field, and named key.ext as it is here */
 void columns_free(columns *c);
 
-void ascii_lower(char *out, const char *in, size_t n);
+bool ascii_lower(char *out, const char *in, size_t n); /* whether anything was upper case */
 
 #endif

@@ -97,7 +97,7 @@ static tar_status add_member(scanner *s, const tar_member *m, scan_result *r) {
       return stop_io(r, ENOMEM);
   }
   if (!set_text(&s->ext, n.ext, n.ext_len)) return stop_io(r, ENOMEM);
-  ascii_lower((char *)s->ext.data, n.ext, n.ext_len);
+  c->lowered |= ascii_lower((char *)s->ext.data, n.ext, n.ext_len);
   if (is_reserved((char *)s->ext.data, n.ext_len))
     return stop(r, SCAN_DUPLICATE, "a field has the reserved name __key__, __url__ or __local_path__", m->header);
   if (columns_has(c, (char *)s->ext.data, n.ext_len))

@@ -328,6 +328,24 @@ def test_fields_in_capitals_that_only_python_lowers(tmp_path: Path) -> None:
     assert [[f.ext for f in index.fields(row)] for row in range(2)] == [["äö"], ["äö", "txt"]]
 
 
+def test_exact_is_what_has_no_other_members_and_no_capitals(tmp_path: Path) -> None:
+    sets = [["a.jpg", "a.cls"], ["a.JPG"], ["a.\u00c9"], ["a.jpg", "readme"], ["a.jpg", "__x__/y.txt"], ["A/B.jpg"], []]
+    paths = []
+    for number, names in enumerate(sets):
+        paths.append(str(tmp_path / f"{number}.tar"))
+        Path(paths[-1]).write_bytes(make_tar([(name, b"1") for name in names]))
+    index = build.build(paths)
+    assert index.shards.exact == [1, 0, 0, 0, 0, 1, 1]
+    index.save(tmp_path / "t.wdsindex")
+    index = Index.load(tmp_path / "t.wdsindex")
+    assert index.shards.exact == [1, 0, 0, 0, 0, 1, 1]
+    touch(paths[0])
+    assert build.build(paths, previous=index).shards.exact == index.shards.exact
+    assert build.check(index) == []
+    index.shards.exact = [1] * len(sets)
+    assert [error.args[0].split(".tar")[0][-1] for error in build.check(index)] == ["1", "2", "3", "4"]
+
+
 def test_opening_a_shard_that_is_another_size(shards: list[str], tmp_path: Path, no_leaks: None) -> None:
     index = save(build.build(shards), tmp_path / "t.wdsindex")
     fd, path = build.open_shard(index, 1)

@@ -162,6 +162,7 @@ def test_the_file_is_as_the_format_page_says(tmp_path: Path) -> None:
     assert table.schema.metadata[b"wds.version"] == b"1"
     nbytes = os.path.getsize(path)
     shards = {"url": ["t-000000.tar"], "nbytes": [nbytes], "mtime": [20], "nsamples": [2], "nmembers": [3]}
+    shards["exact"] = [1]
     assert json.loads(table.schema.metadata[b"wds.shards"]) == shards
     assert table.schema.metadata[b"wds.batch_rows"] == b"2"
     assert set(table.schema.metadata) == {b"wds.version", b"wds.shards", b"wds.batch_rows"}

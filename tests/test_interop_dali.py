@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 import tarfile
+import tempfile
 from pathlib import Path
 
 import pytest
-from interoping import PAIRS, RICH, digest, export, imported, indexed, needs_readers, read_with, same
+from helpers import make_tar
+from hypothesis import given, settings
+from indexing import Files, touch
+from interoping import PAIRS, RICH, digest, export, imported, indexed, needs_readers, read_with, same, shards
 
-from wdstools.errors import IndexFileError, StaleIndexError, UnsupportedError
-from wdstools.interop import dali
+from wdstools.errors import IndexFileError, ShardError, StaleIndexError, UnsupportedError
+from wdstools.interop import dali, members
 from wdstools.interop.formats import read_claims
 
 GOLDEN = """v1.2 5
@@ -53,6 +57,59 @@ def test_white_space(tmp_path: Path) -> None:
         with pytest.raises(UnsupportedError, match="no way to say the field"):
             exported(tmp_path / "c", [("b.txt", b""), (name, b"1")])
         assert not (tmp_path / "c" / "t-000000.idx").exists()
+
+
+@settings(max_examples=30, deadline=None)
+@given(shards(spaces=True))
+def test_with_a_walk_and_without_one(sets: list[Files]) -> None:
+    """The index says which shards need none; both ways write the same."""
+    with tempfile.TemporaryDirectory() as name:
+        index = indexed(Path(name), sets)
+        plain = [all("." in n and n[n.rfind(".") :].islower() and "JPG" not in n for n, _ in files) for files in sets]
+        assert index.shards.exact == list(map(int, plain))
+        written = [Path(path).read_bytes() for path in export(index, "dali").paths]
+        index.shards.exact = [0] * len(sets)
+        assert [Path(path).read_bytes() for path in export(index, "dali", overwrite=True).paths] == written
+
+
+@pytest.mark.parametrize("change", ["name", "size", "type", "cut", "garbage", "last"])
+def test_a_shard_that_is_another_one_but_for_size_and_mtime(tmp_path: Path, change: str) -> None:
+    index = indexed(tmp_path, [[(f"{i}.jpg", b"1" * 600) for i in range(3)]])
+    assert index.shards.exact == [1]
+    path = Path(index.shards.url[0])
+    files = [(f"{i}.jpg", b"1" * 600) for i in range(3)]
+    number = 2 if change == "last" else 1
+    files[number] = ("x.jpg", files[number][1]) if change in ("name", "last") else files[number]
+    files[1] = (files[1][0], b"1" * 601) if change == "size" else files[1]
+    data = bytearray(make_tar(files))
+    if change == "garbage":
+        data[1536 : 1536 + 512] = bytes(range(256)) * 2
+    if change == "type":
+        data[1536 + 156] = ord("5")
+        data[1536 + 148 : 1536 + 156] = b"%06o\0 " % (sum(data[1536:2048]) - sum(data[1684:1692]) + 8 * 32)
+    if change == "cut":
+        del data[2000:]
+    about = os.stat(path)
+    path.write_bytes(data)
+    os.utime(path, ns=(about.st_atime_ns, about.st_mtime_ns))
+    with pytest.raises(ShardError if change == "cut" else StaleIndexError, match=r"t-000000\.tar"):
+        export(index, "dali")
+    assert not (tmp_path / "t-000000.idx").exists()
+
+
+def test_a_copy_is_walked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So is a shard whose index is from before the flag, says what cannot be, or does not know the mtime."""
+    index = indexed(tmp_path)
+    walked = []
+    walk = members.read_members
+    monkeypatch.setattr(members, "read_members", lambda url: walked.append(url) or walk(url))
+    written = [Path(path).read_bytes() for path in export(index, "dali").paths]
+    assert not walked
+    touch(index.shards.url[0])
+    index.shards.mtime[1] = 0
+    index.shards.exact[2] = 0
+    assert [Path(path).read_bytes() for path in export(index, "dali", overwrite=True).paths] == written
+    assert sorted(walked) == index.shards.url
 
 
 ATTACKS = {

@@ -53,6 +53,8 @@ def test_there_and_back(names: list[str]) -> None:
     shards = Shards([f"/d/{name}.tar" for name in names], [5] * n, [6] * n, [7] * n, [8] * n)
     assert Shards.from_json(shards.to_json("/d"), "/d") == shards
     assert Shards.from_json(shards.to_json("/elsewhere"), "/d") == shards
+    shards.exact = [1] * n
+    assert Shards.from_json(shards.to_json("/d"), "/d") == shards
 
 
 def test_sizes() -> None:

@@ -164,7 +164,8 @@ def from_columns(columns: _core.Columns, url: str, *, fd: int | None = None, lif
     except pa.ArrowInvalid as error:
         raise ShardError("a member name that is not UTF-8 has no place in an index", url) from error
     codes = np.frombuffer(columns["field_codes"], np.uint32).astype(np.int32)
-    codes, exts = _lower_exts(codes, text_array(columns["exts"], _u64(columns["ext_ends"])).to_pylist())
+    raw = text_array(columns["exts"], _u64(columns["ext_ends"])).to_pylist()
+    codes, exts = _lower_exts(codes, raw)
     places = [_u64(columns[name]) for name in ("field_headers", "field_offsets", "field_nbytes")]
     table = assemble(
         keys,
@@ -177,6 +178,7 @@ def from_columns(columns: _core.Columns, url: str, *, fd: int | None = None, lif
     )
     mtime = os.fstat(fd).st_mtime_ns if fd is not None else 0
     shards = Shards([url], [columns["nbytes"]], [mtime], [nsamples], [columns["nmembers"]])
+    shards.exact = [int(columns["exact"] and exts == raw)]
     if "checksum" in columns:
         shards.checksum = [FORM.format(columns["checksum"])]
     if "checksums" in columns:
@@ -283,6 +285,7 @@ class _Known:
         table = assemble(columns[0], zeros, places[0], places[1], columns[1], self.hashes[first:end], extra)
         s = self.index.shards
         shards = Shards([url], [s.nbytes[number]], [s.mtime[number]], [s.nsamples[number]], [s.nmembers[number]])
+        shards.exact = [s.exact[number]]
         if self.level != "none":
             shards.checksum = [s.checksum[number]]
         return Index(table, shards)
@@ -350,6 +353,8 @@ def difference(
         return f"{len(found)} samples, where the index has {len(mine)}"
     if s.nmembers[number] != found.shards.nmembers[0]:
         return f"{found.shards.nmembers[0]} members, where the index has {s.nmembers[number]}"
+    if s.exact[number] and not found.shards.exact[0]:
+        return "a member that is no field, or has capitals, where the index says that none is and none has"
     for name in ("key", "start", "end", "fields"):
         for begin in range(0, len(mine), CHECK_ROWS):  # as Python's values, which are large, but few at a time
             a, b = (t.column(name).slice(begin, CHECK_ROWS).to_pylist() for t in (mine, found.table))

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields
 from wdstools import urls
 
 _TEXTS = ("url", "etag", "checksum")  # the columns that are not counts
-_OPTIONAL = ("etag", "checksum")
+_OPTIONAL: dict[str, str | int] = {"etag": "", "checksum": "", "exact": 0}  # what stands for them
 _LARGEST = (1 << 63) - 1  # bytes of a file
 
 _ABSOLUTE = ("/", "s3://", "gs://", "az://", "https://", "http://")  # for a quick look
@@ -22,7 +22,8 @@ _SPECIAL = (":", "%", "?", "#", "\0", "..", "\n/", "\n.", "\n\n")
 @dataclass
 class Shards:
     """The shard table, by columns: url, nbytes, mtime in ns since 1970 (0: unknown), number of samples and members, and
-    the ETag of what is not local and the checksum of all bytes, as xxh3:0123456789abcdef ("": unknown), which are
+    the ETag of what is not local and the checksum of all bytes, as xxh3:0123456789abcdef ("": unknown); whether every
+    member is a field that is named key.ext in the very letters of the index (1; 0: unknown). The last three are
     optional in a file."""
 
     url: list[str] = field(default_factory=list)
@@ -32,10 +33,12 @@ class Shards:
     nmembers: list[int] = field(default_factory=list)
     etag: list[str] = field(default_factory=list)
     checksum: list[str] = field(default_factory=list)
+    exact: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.etag = self.etag or [""] * len(self.url)
         self.checksum = self.checksum or [""] * len(self.url)
+        self.exact = self.exact or [0] * len(self.url)
 
     def __len__(self) -> int:
         return len(self.url)
@@ -60,8 +63,9 @@ class Shards:
             columns["home"] = base
         else:
             del columns["etag"]
-        if not any(self.checksum):
-            del columns["checksum"]
+        for name in ("checksum", "exact"):
+            if not any(getattr(self, name)):
+                del columns[name]
         return json.dumps(
             columns | {"url": [urls.relative(_absolute(url), base) for url in self.url]}, separators=(",", ":")
         )
@@ -73,7 +77,7 @@ class Shards:
         Raises ValueError or KeyError where the text is not a shard table."""
         raw = json.loads(text)
         columns = {column.name: raw[column.name] for column in fields(cls) if column.name not in _OPTIONAL}
-        columns |= {name: raw.get(name, [""] * len(columns["url"])) for name in _OPTIONAL}
+        columns |= {name: raw.get(name, [lacking] * len(columns["url"])) for name, lacking in _OPTIONAL.items()}
         if not all(isinstance(column, list) for column in columns.values()):
             raise ValueError("shard table with a column that is not a list")
         if len({len(column) for column in columns.values()}) != 1:

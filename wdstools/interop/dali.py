@@ -20,7 +20,7 @@ from wdstools.interop import foreign
 from wdstools.interop.claims import Claim, Field
 from wdstools.interop.detect import claim_file
 from wdstools.interop.foreign import Options, Written, wrong
-from wdstools.interop.members import Rows, each, exact_names, first_rows, read_members, rows_of
+from wdstools.interop.members import Rows, each, first_rows, names_of, rows_of
 from wdstools.samples import split_name
 
 VERSIONS = ("v1.2", "v1.1")
@@ -47,7 +47,7 @@ def export(index: Index, options: Options) -> Written:
 
     def one(number: int) -> str:
         rows = rows_of(index, number, first)
-        text, version = encode(rows, *exact_names(index, rows, read_members(rows.url)))
+        text, version = encode(rows, *names_of(index, rows))
         batch.put(paths[number], text)
         return version
 

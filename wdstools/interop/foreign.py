@@ -113,10 +113,9 @@ class Batch:
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
         try:
             if kind is None:
-                with ThreadPoolExecutor(SYNCS) as pool:
+                with ThreadPoolExecutor(SYNCS) as pool:  # a replaced file may wait for the disk, too
                     list(pool.map(_sync, (temporary for temporary, _ in self._made)))
-                for temporary, path in self._made:
-                    os.replace(temporary, path)
+                    list(pool.map(lambda made: os.replace(*made), self._made))
         finally:
             for temporary, _ in self._made:
                 for left in (temporary, temporary + "-journal"):

@@ -3,10 +3,12 @@ tar; and the proof that the index still describes the shard."""
 
 from __future__ import annotations
 
+import os
+import random
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, islice
 from os import cpu_count
 from typing import Any, NamedTuple, TypeVar
 
@@ -16,12 +18,14 @@ import pyarrow.compute as pc
 
 from wdstools import _core
 from wdstools.columns import Array, concat, one_chunk, take_fields, text_array
-from wdstools.errors import StaleIndexError
+from wdstools.errors import ShardError, StaleIndexError
 from wdstools.index import Index
 from wdstools.samples import split_name
 from wdstools.storage import Whole, open_source
 
 T = TypeVar("T")
+
+LOOKS = 8  # samples of a shard that are looked at before its index is believed
 
 
 class Members(NamedTuple):
@@ -131,12 +135,61 @@ def exact_names(index: Index, rows: Rows, members: Members) -> tuple[pa.Array, p
     return names, _exact_exts(index, rows, names)
 
 
+def names_of(index: Index, rows: Rows) -> tuple[pa.Array, pa.Array]:
+    """As exact_names(), but without a walk where the index has the names exactly, and its shard is local and has the
+    size and mtime that it had: then some samples are looked at. Raises StaleIndexError, ShardError, StoreError."""
+    if not _is_exact(index, rows):
+        return exact_names(index, rows, read_members(rows.url))
+    with open_source(rows.url) as source:
+        if source.local_path is None or not isinstance(source.handle, int):
+            return exact_names(index, rows, read_members(rows.url))
+        if index.shards.is_changed(rows.number, os.fstat(source.handle)):  # copied, maybe
+            return exact_names(index, rows, read_members(rows.url))
+        names = _usual_names(rows, _keys_of(rows))
+        _look_at_some(index, rows, names, source.handle)
+    return names, rows.exts
+
+
+def _is_exact(index: Index, rows: Rows) -> bool:
+    """Whether the index says so, and its rows do not say otherwise: what is no field would lie between them."""
+    shards, number = index.shards, rows.number
+    if not shards.exact[number] or not shards.mtime[number] or not len(rows):
+        return False
+    apart = rows.start[0] != 0 or np.any(rows.start[1:] != rows.end[:-1])
+    return not apart and len(rows.header) == shards.nmembers[number]
+
+
+def _look_at_some(index: Index, rows: Rows, names: pa.Array, fd: int) -> None:
+    """Compare the headers of the first sample, the last and some others with the index. Raises StaleIndexError."""
+    n = len(rows)
+    for row in sorted({0, n - 1, *random.sample(range(n), min(n, LOOKS))}):
+        begin, stop = int(rows.ends[row - 1]) if row else 0, int(rows.ends[row])
+        walker = _core.Walker(fd, rows.url, start=int(rows.start[row]), end=int(rows.end[row]))
+        try:
+            found = [(name, kind, *places) for name, kind, _, _, *places in islice(walker, stop - begin)]
+        except ShardError as error:
+            _stale(index, rows, error.reason)
+        for i, have in enumerate(found, begin):
+            want = (names[i].as_py(), "f", int(rows.header[i]), int(rows.offset[i]), int(rows.nbytes[i]))
+            if have != want:
+                _stale(index, rows, f"the member at byte {want[2]} is {have[0]!r}, not {want[0]!r}, or lies elsewhere")
+
+
+def _keys_of(rows: Rows) -> pa.Array:
+    """The key of every field."""
+    return rows.keys.take(pa.array(np.repeat(np.arange(len(rows)), np.diff(rows.ends, prepend=0))))
+
+
+def _usual_names(rows: Rows, keys: pa.Array) -> pa.Array:
+    """key.ext of every field."""
+    text = pa.large_utf8()
+    return pc.binary_join_element_wise(keys.cast(text), rows.exts.cast(text), pa.scalar(".", text))
+
+
 def _exact_exts(index: Index, rows: Rows, names: pa.Array) -> pa.Array:
     """The fields as the names have them; they are those of the index but for upper and lower case."""
-    counts = np.diff(rows.ends, prepend=0)
-    keys = rows.keys.take(pa.array(np.repeat(np.arange(len(rows)), counts)))
-    usual = pc.binary_join_element_wise(keys.cast(names.type), rows.exts.cast(names.type), pa.scalar(".", names.type))
-    same = pc.equal(usual, names)
+    keys = _keys_of(rows)
+    same = pc.equal(_usual_names(rows, keys), names.cast(pa.large_utf8()))
     if pc.all(same, min_count=0).as_py():
         return rows.exts
     exts = rows.exts.to_pylist()
