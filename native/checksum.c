@@ -61,6 +61,13 @@ uint64_t writing_sums_shard(const writing_sums *s) { return XXH3_64bits_digest(s
 
 const bytes_vec *writing_sums_samples(const writing_sums *s) { return s->one ? &s->samples : NULL; }
 
+bool reading_sums_sound(const reading_sums *s) {
+  uint64_t before = 0;
+  for (size_t i = 0; i < s->n; before = s->ends[i++])
+    if (s->starts[i] < before || s->ends[i] <= s->starts[i]) return false;
+  return true;
+}
+
 bool reading_sums_open(reading_sums *s) {
   s->whole = XXH3_createState();
   s->one = XXH3_createState();

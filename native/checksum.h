@@ -26,6 +26,7 @@ typedef struct {
   uint64_t pos, shard; /* bytes so far; after reading_sums_finish the checksum of them */
   void *whole, *one;
 } reading_sums;
+bool reading_sums_sound(const reading_sums *s); /* whether the samples are as said */
 bool reading_sums_open(reading_sums *s); /* starts, ends, out and n are set, the rest is zero. false: no memory */
 void reading_sums_add(reading_sums *s, const unsigned char *p, size_t n);
 void reading_sums_finish(reading_sums *s);

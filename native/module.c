@@ -72,6 +72,8 @@ static PyMethodDef core_methods[] = {
      "members(source, url): walk a whole tar; a dict of the columns of its members, as bytes of native u64"},
     {"survey", core_survey, METH_VARARGS,
      "survey(source): every member of a tar that may be damaged, and what lies between them; a dict of columns"},
+    {"survey_sums", core_survey_sums, METH_VARARGS,
+     "survey_sums(fd, starts, ends): survey() of a regular file, with \"sums\", what checksums() returns, in one pass"},
     {"split_name", core_split, METH_O, "split_name(name): (key, field) of a member name, or None"},
     {"hash_key", core_hash, METH_VARARGS, "hash_key(bytes, seed=0): XXH64"},
     {"checksums", core_checksums, METH_VARARGS,

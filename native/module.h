@@ -98,6 +98,7 @@ PyObject *core_members(PyObject *module, PyObject *args, PyObject *kwargs);
 
 /* py_survey.c */
 PyObject *core_survey(PyObject *module, PyObject *args);
+PyObject *core_survey_sums(PyObject *module, PyObject *args);
 
 /* py_check.c */
 PyObject *core_checksums(PyObject *module, PyObject *args);

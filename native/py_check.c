@@ -37,13 +37,9 @@ static int sum_source(py_source *source, reading_sums *s) {
 }
 
 static int check_places(const reading_sums *s) {
-  uint64_t before = 0;
-  for (size_t i = 0; i < s->n; before = s->ends[i++])
-    if (s->starts[i] < before || s->ends[i] <= s->starts[i]) {
-      PyErr_SetString(PyExc_ValueError, "samples must be ascending, apart and not empty");
-      return -1;
-    }
-  return 0;
+  if (reading_sums_sound(s)) return 0;
+  PyErr_SetString(PyExc_ValueError, "samples must be ascending, apart and not empty");
+  return -1;
 }
 
 static int sum_all(core_state *st, PyObject *given, PyObject *url, reading_sums *s) {

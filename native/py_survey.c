@@ -1,8 +1,43 @@
-/* py_survey.c: survey, what is left of a shard as columns, a member a row. */
+/* py_survey.c: survey, what is left of a shard as columns, a member a row; with its checksums, if they are asked for. */
+#include "checksum.h"
 #include "module.h"
 #include "survey.h"
 
 #include <errno.h>
+#include <stdlib.h>
+#include <sys/stat.h>
+
+enum { CHUNK = 256 << 10 }; /* stays in the second level cache between reading and hashing */
+
+/* A window over a shard, whose bytes are summed up in order as they pass by: what is jumped over is read for it. */
+typedef struct {
+  file_window window; /* first: the bio's owner */
+  reading_sums sums;
+  unsigned char *chunk;
+} summing_window;
+
+/* Sum up what is not yet before `end`, or before the end of the file. Returns 0 or an errno. */
+static int sum_until(summing_window *s, uint64_t end) {
+  while (s->sums.pos < end) {
+    uint64_t left = end - s->sums.pos;
+    ssize_t n = pread_full(s->window.fd, s->chunk, left < CHUNK ? (size_t)left : CHUNK, s->sums.pos);
+    if (n < 0) return errno;
+    if (!n) return 0;
+    reading_sums_add(&s->sums, s->chunk, (size_t)n);
+  }
+  return 0;
+}
+
+static int summing_more(bio *b) {
+  summing_window *s = b->owner;
+  int error = bio_window_more(b);
+  uint64_t from = b->cur_pos, end = from + b->cur->len;
+  if (error || end <= s->sums.pos) return error;
+  if ((error = sum_until(s, from))) return error;
+  size_t known = (size_t)(s->sums.pos - from);
+  if (s->sums.pos >= from && known < b->cur->len) reading_sums_add(&s->sums, b->cur->data + known, b->cur->len - known);
+  return 0;
+}
 
 static int put(PyObject *dict, const char *name, PyObject *value) {
   int failed = value ? PyDict_SetItemString(dict, name, value) : -1;
@@ -45,6 +80,59 @@ static PyObject *survey_to_dict(const survey *s) {
             put_count(d, "pax_bytes", s->pax_bytes)))
     Py_CLEAR(d);
   return d;
+}
+
+static PyObject *summed_survey(int fd, summing_window *w) {
+  PyObject *result = NULL, *sums = NULL;
+  survey s = {0};
+  struct stat about;
+  bio b = {0};
+  int error = 0;
+  if (fstat(fd, &about)) return PyErr_SetFromErrno(PyExc_OSError);
+  if (!S_ISREG(about.st_mode)) {
+    PyErr_SetString(PyExc_ValueError, "only a regular file is surveyed and summed up at once");
+    return NULL;
+  }
+  if (!bio_open_window(&b, &w->window, fd, (uint64_t)about.st_size) || !reading_sums_open(&w->sums) ||
+      !(w->chunk = malloc(CHUNK)))
+    error = ENOMEM;
+  b.more = summing_more;
+  if (!error) {
+    Py_BEGIN_ALLOW_THREADS
+    error = survey_shard(&b, &s);
+    if (!error) error = sum_until(w, UINT64_MAX);
+    Py_END_ALLOW_THREADS
+  }
+  if (error == ENOMEM) PyErr_NoMemory();
+  else if (error) raise_errno(error, NULL);
+  else reading_sums_finish(&w->sums);
+  if (!error && (result = survey_to_dict(&s)))
+    sums = Py_BuildValue("(KKy#)", (unsigned long long)w->sums.pos, (unsigned long long)w->sums.shard,
+                         (const char *)w->sums.out, (Py_ssize_t)w->sums.done * 8);
+  if (result && put(result, "sums", sums)) Py_CLEAR(result);
+  free(w->chunk);
+  reading_sums_close(&w->sums);
+  bio_close_window(&b, &w->window);
+  survey_free(&s);
+  return result;
+}
+
+PyObject *core_survey_sums(PyObject *Py_UNUSED(module), PyObject *args) {
+  int fd;
+  Py_buffer starts = {0}, ends = {0};
+  summing_window w = {0};
+  if (!PyArg_ParseTuple(args, "iy*y*", &fd, &starts, &ends)) return NULL;
+  w.sums.n = (size_t)starts.len / 8;
+  w.sums.starts = starts.buf, w.sums.ends = ends.buf;
+  PyObject *result = NULL;
+  if (starts.len != ends.len || starts.len % 8 || !reading_sums_sound(&w.sums))
+    PyErr_SetString(PyExc_ValueError, "starts and ends must be as many 64-bit numbers, of samples that are apart");
+  else if (!(w.sums.out = malloc((size_t)starts.len + 1))) PyErr_NoMemory();
+  else result = summed_survey(fd, &w);
+  free(w.sums.out);
+  PyBuffer_Release(&starts);
+  PyBuffer_Release(&ends);
+  return result;
 }
 
 PyObject *core_survey(PyObject *module, PyObject *args) {

@@ -65,6 +65,36 @@ def test_any_damage_leaves_a_sound_survey(seed: int) -> None:
             assert mark.before <= len(found)
 
 
+@given(st.integers(0, 1 << 30))
+def test_a_survey_with_checksums_is_both(seed: int) -> None:
+    """Whatever is jumped over, read twice or looked for in payloads: every byte is summed up once, in order."""
+    rng = Random(seed)
+    made = make(rng, tars=rng.random() < 0.3)
+    whole = make_tar(
+        [(f"{i}.x", rng.randbytes(rng.choice([0, 5000, 40_000, 300_000]))) for i in range(rng.randrange(6))]
+    )
+    data = rng.choice(
+        [made.data, KINDS[rng.choice(list(KINDS))](made, rng).data, whole, whole[:-1000], whole + bytes(9)]
+    )
+    cuts = sorted(set(rng.choices(range(len(data) + 5000), k=2 * rng.randrange(5))))
+    starts, ends = (np.array(cuts[i::2][: len(cuts) // 2], np.uint64).tobytes() for i in (0, 1))
+    with regular(data) as fd:
+        found = _core.survey_sums(fd, starts, ends)
+        assert found.pop("sums") == _core.checksums(fd, "u.tar", starts, ends)
+        assert found == _core.survey(fd)
+
+
+def test_a_survey_with_checksums_of_what_it_cannot() -> None:
+    with regular(make_tar([])) as fd:
+        for starts, ends in [(bytes(7), bytes(7)), (bytes(8), b""), (bytes(8), bytes(8))]:
+            with pytest.raises(ValueError, match="64-bit numbers"):
+                _core.survey_sums(fd, starts, ends)
+    with pipe(make_tar([])) as source, pytest.raises(ValueError, match="regular file"):
+        _core.survey_sums(source, b"", b"")
+    with regular(b"") as fd:
+        assert _core.survey_sums(fd, b"", b"")["sums"][0] == 0
+
+
 @pytest.mark.parametrize("name", list(ATTACKS))
 def test_attacks(name: str) -> None:
     """What a reader refuses for its headers leaves a mark; what it takes leaves none."""

@@ -23,6 +23,9 @@ from wdstools.storage import Whole, open_source
 Level = Literal["none", "shard", "sample"]
 """Of what an index keeps checksums: nothing, each shard, or each sample too."""
 
+Sums = tuple[int, int, bytes]
+"""Of a shard that was read: its bytes, their checksum, and those of samples, native u64."""
+
 LEVELS: tuple[Level, ...] = ("none", "shard", "sample")  # a level has a number, for the core
 FORM = "xxh3:{:016x}"
 _NOTHING = b""
@@ -106,10 +109,19 @@ def _verify(index: Index, number: int, run_pipes: bool, from_disk: bool) -> list
         raise IndexFileError(f"{index.name}: keeps no checksum of {url}: wds-index build --checksum shard adds it")
     if urls.scheme(url) == "pipe" and not run_pipes:
         raise UrlError(f"{url}: not read: commands that an index names are not run unless asked")
-    sums = _sums(index, number)
-    places = (_NOTHING, _NOTHING) if sums is None else _places(index, number)
     with _opened(url, from_disk) as source:
-        nbytes, shard, each = _core.checksums(source, url, *places)
+        return differences(index, number, _core.checksums(source, url, *places_of(index, number)))
+
+
+def places_of(index: Index, number: int) -> tuple[bytes, bytes]:
+    """Return where the samples lie whose checksums an index keeps: their starts and ends, native u64."""
+    return (_NOTHING, _NOTHING) if _sums(index, number) is None else _places(index, number)
+
+
+def differences(index: Index, number: int, found: Sums) -> list[WdsError]:
+    """Compare what was read of a shard with the checksums that its index keeps. `found`: by places_of()."""
+    url, wanted, sums = index.shards.url[number], index.shards.checksum[number], _sums(index, number)
+    nbytes, shard, each = found
     errors: list[WdsError] = []
     if sums is not None:
         errors += _wrong_samples(index, number, sums, np.frombuffer(each, np.uint64))
@@ -164,4 +176,7 @@ def _opened(url: str, from_disk: bool = False) -> Iterator[Any]:
         yield Whole(source) if source.head else source.handle
 
 
-__all__ = ["LEVELS", "Level", "add_checksums", "level_of", "shard_checksum", "verify_checksums", "with_column"]
+__all__ = [
+    "FORM", "LEVELS", "Level", "Sums", "add_checksums", "differences", "level_of", "places_of", "shard_checksum",
+    "verify_checksums", "with_column",
+]  # fmt: skip

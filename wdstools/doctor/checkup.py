@@ -8,10 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-import numpy as np
-
 from wdstools import urls
-from wdstools.checksums import shard_checksum, verify_checksums
+from wdstools.checksums import FORM, Sums, differences, places_of, shard_checksum, verify_checksums
 from wdstools.doctor import across, foreign, payloads
 from wdstools.doctor import survey as surveys
 from wdstools.doctor.agreement import Claims
@@ -115,13 +113,13 @@ def _look(url: str, claims: Claims | None, number: int | None, options: Options)
     try:
         if urls.scheme(url) == "pipe" and not options.run_pipes and number is not None:
             raise UrlError(f"{url}: not checked: commands that an index names are not run unless asked")
-        survey = survey_of(url)
+        survey, sums = _survey(url, claims, number) if options.checksums else (survey_of(url), None)
         found = examine(survey)
         if claims is not None and number is not None and not any(p.level == "error" for p in found):
             found += _against_index(claims, number, survey)
         checksum = None
         if options.checksums:
-            checksum, wrong = _against_checksum(claims, number, url, options.run_pipes)
+            checksum, wrong = _against_checksum(claims, number, url, options.run_pipes, sums)
             found += wrong
     except (WdsError, OSError) as error:
         return _Shard([_unreadable(url, error)], 0, 0, expected)
@@ -136,6 +134,13 @@ def survey_of(url: str) -> Survey:
         return surveys.take(source)
 
 
+def _survey(url: str, claims: Claims | None, number: int | None) -> tuple[Survey, Sums | None]:
+    """Survey a shard, and compute its checksums where that takes no second pass."""
+    places = places_of(claims.index, number) if claims is not None and number is not None else (b"", b"")
+    with open_source(url) as source:
+        return surveys.take_summed(source, places) or (surveys.take(source), None)
+
+
 def _unreadable(url: str, error: WdsError | OSError) -> Problem:
     said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return Problem("unreadable", url, said.removeprefix(f"{url}: ").removeprefix(f"{url!r}: "))
@@ -147,7 +152,7 @@ def _digest(survey: Survey, found: Sequence[Problem]) -> across.Digest:
     told = {
         fields: (count, survey.key(int(survey.groups[group]))) for fields, (count, group) in list(sets.items())[:1000]
     }
-    return across.Digest(survey.url, np.unique(survey.hashes[survey.groups]), told)
+    return across.Digest(survey.url, survey.distinct_hashes, told)
 
 
 def _against_index(claims: Claims, number: int, survey: Survey) -> Iterator[Problem]:
@@ -163,18 +168,23 @@ def _against_index(claims: Claims, number: int, survey: Survey) -> Iterator[Prob
 
 
 def _against_checksum(
-    claims: Claims | None, number: int | None, url: str, run_pipes: bool
+    claims: Claims | None, number: int | None, url: str, run_pipes: bool, sums: Sums | None
 ) -> tuple[str, list[Problem]]:
     """Return the checksum of a shard, and how it differs from what its index keeps."""
     kept = claims.index.shards.checksum[number] if claims is not None and number is not None else ""
     if claims is None or number is None or not kept:
-        found = shard_checksum(url)
+        found = FORM.format(sums[1]) if sums else shard_checksum(url)
         return found, [Problem("no-checksum", url, f"{found}, but no index keeps one to compare it with")]
-    wrong = verify_checksums(claims.index, [number], workers=1, run_pipes=run_pipes)
+    if sums:
+        wrong = differences(claims.index, number, sums)
+    else:
+        wrong = verify_checksums(claims.index, [number], workers=1, run_pipes=run_pipes)
     problems = [
         Problem("checksum", url, f"{error.reason} ({claims.index.name})", error.offset)
         if isinstance(error, ShardError)
         else _unreadable(url, error)
         for error in wrong
     ]
-    return (shard_checksum(url) if wrong else kept), problems
+    if not wrong:
+        return kept, problems
+    return FORM.format(sums[1]) if sums else shard_checksum(url), problems

@@ -143,6 +143,8 @@ def repeated_fields(survey: Survey) -> Array:
 def returning_groups(survey: Survey) -> list[list[int]]:
     """Return the groups that have one key, for every key that comes back after another, in the order of the shard."""
     hashes = survey.hashes[survey.groups]
+    if len(survey.distinct_hashes) == len(hashes):
+        return []
     order = np.argsort(hashes, kind="stable")
     same = np.flatnonzero(hashes[order][1:] == hashes[order][:-1])
     found: dict[bytes, list[int]] = {}

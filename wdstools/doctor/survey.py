@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import os
+import stat
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -10,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from wdstools import _core
+from wdstools.checksums import Sums
 from wdstools.storage import Source, Whole
 
 Array = np.ndarray[Any, Any]
@@ -139,6 +142,13 @@ class Survey:
         return self.fields[self.firsts]
 
     @cached_property
+    def distinct_hashes(self) -> Array:
+        """The hashes of the keys, ascending, each once."""
+        hashes = np.sort(self.hashes[self.groups])
+        distinct: Array = hashes[np.append(True, hashes[1:] != hashes[:-1])[: len(hashes)]]
+        return distinct
+
+    @cached_property
     def group_of(self) -> Array:
         """The group of each of `fields`."""
         lengths = np.diff(np.append(self.firsts, len(self.fields)))
@@ -151,6 +161,18 @@ def take(source: Source) -> Survey:
     Raises StoreError, OSError."""
     whole = source.local_path is None or not isinstance(source.handle, int)
     return of_columns(_core.survey(Whole(source) if whole and source.head else source.handle), source.url)
+
+
+def take_summed(source: Source, places: tuple[bytes, bytes]) -> tuple[Survey, Sums] | None:
+    """Survey an opened shard and compute its checksums, in one pass. None: it is no plain local file.
+
+    Raises OSError."""
+    if source.local_path is None or not isinstance(source.handle, int):
+        return None
+    if not stat.S_ISREG(os.fstat(source.handle).st_mode):
+        return None
+    columns = _core.survey_sums(source.handle, *places)
+    return of_columns(columns, source.url), columns["sums"]
 
 
 def of_columns(columns: dict[str, Any], url: str) -> Survey:
