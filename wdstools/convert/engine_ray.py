@@ -11,7 +11,9 @@ import dataclasses
 import importlib
 import logging
 import os
+import signal
 import socket
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -92,8 +94,10 @@ class _Cluster:
             raise SourceError(f"--engine ray needs Ray: pip install ray ({error})") from error
         self._ray = ray
         self._mine = not ray.is_initialized()
+        self._handler: Any = None
         if not self._mine:
             return
+        self._handler = signal.getsignal(signal.SIGTERM)  # Ray puts its own in its place
         address = options.address or os.environ.get("RAY_ADDRESS") or "local"
         more: dict[str, Any] = {}
         if address == "local":
@@ -162,3 +166,5 @@ class _Cluster:
     def __exit__(self, *_: object) -> None:
         if self._mine:
             self._ray.shutdown()
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, self._handler)
