@@ -117,9 +117,9 @@ class HttpClient:
 
         return stat, pieces()
 
-    def fetch(self, path: str) -> bytes:
-        """A whole object, in one attempt."""
-        exchange = self._ask("GET", path, {})
+    def fetch(self, path: str, method: str = "GET", headers: Mapping[str, str] | None = None) -> bytes:
+        """A whole object, or what else a request is answered with, in one attempt."""
+        exchange = self._ask(method, path, dict(headers or {}))
         with contextlib.closing(exchange):
             return self._read(failures.hide(self._root + path), exchange.response, MOST_TEXT)
 

@@ -1,4 +1,4 @@
-"""Reading s3, gs, az and http through obstore: its options out of ours and out of the environment.
+"""Reading s3, gs, az and http, writing s3 and az, by obstore: its options out of ours and out of the environment.
 
 obstore is not to be used in a child of a process that has it loaded: its threads are not there any more, and every
 call waits for ever. `usable` tells; a hook notices the fork.
@@ -101,7 +101,7 @@ class Obstore:
         where: dict[str, Any]
         try:
             if scheme == "s3":
-                make, where = functools.partial(stores.S3Store, host), _s3(root, host, options, retries)
+                make, where = functools.partial(stores.S3Store, host), s3_config(root, host, options, retries)
             elif scheme == "gs":
                 make, where = functools.partial(stores.GCSStore, host), _gcs(options)
             elif scheme == "az":
@@ -164,6 +164,32 @@ class Obstore:
         except Exception as error:
             raise failures.of_obstore(failures.hide(self._root + prefix), error) from error
 
+    def put(self, path: str, data: Buffer) -> None:
+        """Write an object in one request."""
+        try:
+            self._obstore.put(self._store, self._name(path), data, use_multipart=False)
+        except Exception as error:
+            raise failures.of_obstore(failures.hide(self._root + path), error) from error
+
+    def create(self, path: str, data: bytes) -> bool:
+        """Write an object where there is none; false where there is one."""
+        try:
+            self._obstore.put(self._store, self._name(path), data, use_multipart=False, mode="create")
+        except Exception as error:
+            if type(error).__name__ == "AlreadyExistsError":
+                return False
+            raise failures.of_obstore(failures.hide(self._root + path), error) from error
+        return True
+
+    def remove(self, path: str) -> None:
+        """Remove an object, or nothing where there is none."""
+        try:
+            self._obstore.delete(self._store, self._name(path))
+        except FileNotFoundError:
+            return
+        except Exception as error:
+            raise failures.of_obstore(failures.hide(self._root + path), error) from error
+
     def upload(self, path: str, pieces: Iterator[Buffer], nbytes: int, at_once: int) -> None:
         """Write an object in parts of `nbytes`, `at_once` of them under way. Requests are repeated; where the pieces
         end with an exception the upload is aborted."""
@@ -211,7 +237,8 @@ def _stat(meta: Mapping[str, Any], scheme: str) -> Stat:
     return Stat(meta["size"], etag or etag_of(meta["e_tag"]), int(written * 1_000_000) * 1000 if written else None)
 
 
-def _s3(root: str, bucket: str, options: Options, retries: Retries) -> dict[str, Any]:
+def s3_config(root: str, bucket: str, options: Options, retries: Retries) -> dict[str, Any]:
+    """What obstore is told about a bucket of S3: endpoint, region, and keys that are not in the environment."""
     config: dict[str, Any] = {}
     kwargs = options.get("client_kwargs") or {}
     profile = options.get("profile")

@@ -1,7 +1,8 @@
 """RemoteStore: objects behind a network, read in many requests at once, each repeated until it is right or hopeless.
 
 Which client reads: obstore for s3, gs, az and http where it can (`obstores.usable`), else our own for http, else
-fsspec. Listing and writing go through fsspec; of http, what the pages of the server show is listed (`httpfolders`).
+fsspec. obstore lists, and writes to s3 and az, where it can; else fsspec does; of http, what the pages of the server show is
+listed (`httpfolders`).
 """
 
 from __future__ import annotations
@@ -24,12 +25,14 @@ from wdstools.ranges import Buffer, Range, scatter
 from wdstools.retrying import Retries, Transient
 from wdstools.retrying import wait as pause
 from wdstools.storebase import Answer, Stat, Store, as_file, beyond
+from wdstools.uploads import Uploads, signs
 
 T = TypeVar("T")
 
 FIRST = 256 * 1024  # bytes of the first request of a stream, which also tells the size
 PART = 8 * 1024 * 1024  # bytes of the others
 AT_ONCE = 4096  # files of a page whose sizes are asked for before the next
+PUT = 64 * 1024 * 1024  # bytes of an object that is written in one request
 AHEAD = 3  # parts of a stream that are under way while one is consumed
 
 
@@ -177,7 +180,7 @@ class RemoteStore(Store):
         return as_file(self._parts(client, path, first), FIRST)
 
     def put(self, path: str, data: Buffer) -> None:
-        files = self._files("written to")
+        files = self._writer(path) if memoryview(data).nbytes <= PUT else self._files("written to")
         self.forget(path)
         self._repeat(lambda: files.put(path, data))
         self.forget(path)
@@ -248,7 +251,7 @@ class RemoteStore(Store):
 
     def create(self, path: str, data: bytes) -> bool:
         """Write an object where there is none; false where there is one, which may be of a lost answer."""
-        files = self._files("written to")
+        files = self._writer(path)
         self.forget(path)
         return self._repeat(lambda: files.create(path, data))
 
@@ -267,7 +270,7 @@ class RemoteStore(Store):
 
     def remove(self, path: str) -> None:
         """Remove an object, or nothing where there is none."""
-        files = self._files("written to")
+        files = self._writer(path)
         self.forget(path)
         self._repeat(lambda: files.remove(path))
 
@@ -275,12 +278,12 @@ class RemoteStore(Store):
         """Write an object that does not have to fit in memory, in parts of `nbytes`: it appears when all of it is
         there. Where something else than what was written may be under that name, remove it before: an upload whose
         last answer was lost is known by its size."""
-        files = self._files("written to")
+        files = self._writer(path)
         self.forget(path)
         told = _Counted(pieces)
         try:
-            if self._scheme in ("s3", "az") and usable(self._scheme, path, self._options):
-                cast(Obstore, self._reader(path)).upload(path, told, nbytes, at_once)
+            if isinstance(files, Obstore):
+                files.upload(path, told, nbytes, at_once)
             else:
                 files.upload(path, told, nbytes)
         except (StoreError, Transient) as failed:
@@ -299,7 +302,14 @@ class RemoteStore(Store):
 
     def abandon(self, prefix: str, mine: Callable[[str], bool]) -> int:
         """Abort the uploads to these paths that nobody completed; see Fsspec.abandon."""
-        files = self._files("written to")
+        self._after_fork()
+        if self._scheme != "s3" and self._writes("x"):
+            return 0
+        files: Uploads | Fsspec
+        if self._scheme == "s3" and usable("s3", "x", self._options) and signs(self._options):
+            files = self._client("uploads", lambda: Uploads(self.root, self._options, self._retries))
+        else:
+            files = self._files("written to")
         return self._repeat(lambda: files.abandon(prefix, mine))
 
     def _stat(self, path: str) -> Stat:
@@ -416,6 +426,14 @@ class RemoteStore(Store):
 
     def _fsspec(self) -> Fsspec:
         return self._client("fsspec", lambda: Fsspec(self._scheme, self.root, self._options, self._retries))
+
+    def _writes(self, path: str) -> bool:
+        """Whether obstore writes this: it can for gs too, but not to what plays gs in tests."""
+        return self._scheme in ("s3", "az") and usable(self._scheme, path, self._options)
+
+    def _writer(self, path: str) -> Obstore | Fsspec:
+        self._after_fork()
+        return cast(Obstore, self._reader(path)) if self._writes(path) else self._files("written to")
 
     def _files(self, what: str) -> Fsspec:
         self._after_fork()
