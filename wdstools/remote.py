@@ -195,9 +195,10 @@ class RemoteStore(Store):
         if self._scheme == "http":
             yield from self._shown(prefix, delimited)
             return
-        files = self._files("listed")
+        self._after_fork()
         # the versions that Google's listing has through obstore are not those that reads have
-        if self._scheme == "gs" or not usable(self._scheme, "x", self._options):
+        if self._scheme not in ("s3", "az") or not usable(self._scheme, "x", self._options):
+            files = self._files("listed")
             yield from self._repeat(lambda: [*files.listing(prefix, delimited)])
             return
         client = cast(Obstore, self._reader("x"))

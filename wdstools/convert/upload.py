@@ -141,6 +141,7 @@ class UploadedShard:
         from wdstools import build
 
         columns = self._core.finish()
+        self._give(columns["nbytes"])  # under way while the index is made; it appears only after the part
         name = os.path.basename(self.path)
         index = build.from_columns(columns, os.path.join("/", name), fd=self._fd, lift=self._lift)
         if self.columns is not None:
@@ -148,7 +149,6 @@ class UploadedShard:
         index.shards.mtime = [0]
         index.metadata.update(self.metadata)
         place.write(writer.part_name(self.path), index.dumps("/").to_pybytes())
-        self._give(columns["nbytes"])
         self._ready.put(_DONE)
         self._join()
         if self._error is not None:
