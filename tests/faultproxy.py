@@ -69,7 +69,7 @@ class Proxy:
                         if b"expect: 100-continue" in b"\n".join(head).lower():
                             client.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
                             head = [item for item in head if not item.lower().startswith(b"expect:")]
-                        body = asked.read(length(head))
+                        body = read_exactly(asked, length(head))
                         if not self._pass(head, body, client, origin, answered):
                             break
         except OSError:
@@ -111,6 +111,8 @@ class Proxy:
             head = [b"Host: " + self.host.encode() if item.lower().startswith(b"host:") else item for item in head]
         origin.sendall(b"\r\n".join(head) + b"\r\n\r\n" + body)
         back = read_head(answered)
+        if not back:  # the origin closed the connection: so does this
+            return False
         nbytes = 0 if head[0].startswith(b"HEAD") or back[0].split()[1] == b"304" else length(back)
         if fault == "etag":
             back = [b'ETag: "another"' if item.lower().startswith(b"etag:") else item for item in back]
@@ -151,7 +153,7 @@ def read_head(file: object) -> Head:
 def read_exactly(file: object, nbytes: int) -> bytes:
     data = file.read(nbytes)  # type: ignore[attr-defined]
     if len(data) != nbytes:
-        raise OSError("the origin broke off")
+        raise OSError("the other side broke off")
     return bytes(data)
 
 
