@@ -184,6 +184,7 @@ osd pool default pg num = 4
 osd pool default pg autoscale mode = off
 mon allow pool size one = true
 mon max pg per osd = 1000
+mon data avail crit = 0
 mon data = {folder}/mon
 osd data = {folder}/osd
 rgw data = {folder}/rgw
