@@ -33,8 +33,7 @@ MODULES = {  # of rooms that are more than one module
     "urls": "braces pipes",
     "plan": "deal mix permute",
     "storage": "store storebase ranges inflight retrying failures passing"
-    " remote obstores fsspecs httpclient httpfolders cache blocks",
-    " remote obstores fsspecs uploads httpclient cache blocks",
+    " remote obstores fsspecs uploads httpclient httpfolders cache blocks",
     "index": "shardtable indexfile rowbatches",
     "build": "merge checksums",
     "dataset": "access fetching finding served",

@@ -1,8 +1,8 @@
 """RemoteStore: objects behind a network, read in many requests at once, each repeated until it is right or hopeless.
 
 Which client reads: obstore for s3, gs, az and http where it can (`obstores.usable`), else our own for http, else
-fsspec. obstore lists, and writes to s3 and az, where it can; else fsspec does; of http, what the pages of the server show is
-listed (`httpfolders`).
+fsspec. obstore lists, and writes to s3 and az, where it can, else fsspec does; of http, what the pages of the server
+show is listed (`httpfolders`).
 """
 
 from __future__ import annotations
@@ -259,15 +259,10 @@ class RemoteStore(Store):
     def replace(self, path: str, data: bytes, was: Stat) -> bool | None:
         """Write an object over the version that was read, and over no other: false where it is another by now, also by
         a lost answer, or gone. None, and nothing is written: this store does not know such a condition."""
-        files = self._files("written to")
+        files = self._writer(path)
         self.forget(path)
         etag = was.etag
-        if etag is None:
-            return None
-        if self._scheme in ("s3", "az") and usable(self._scheme, path, self._options):
-            client = cast(Obstore, self._reader(path))
-            return self._repeat(lambda: client.replace(path, data, etag))
-        return self._repeat(lambda: files.replace(path, data, etag))
+        return None if etag is None else self._repeat(lambda: files.replace(path, data, etag))
 
     def remove(self, path: str) -> None:
         """Remove an object, or nothing where there is none."""
