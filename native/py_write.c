@@ -8,6 +8,8 @@
 /* Two of them: one is filled while a thread writes the other. Larger ones fall out of the second level cache. */
 #define WRITE_BYTES ((size_t)512 << 10)
 
+enum { TOO_LARGE = -1 }; /* no errno: a file system may answer with any */
+
 static core_state *state_of(WriterObject *self) { return core_of((PyObject *)self); }
 
 void *raise_source(core_state *st, const char *format, ...) {
@@ -36,35 +38,53 @@ static int settle(WriterObject *self) {
   return error ? write_failed(self, error) : 0;
 }
 
+static int refuse_child(const WriterObject *self) {
+  if (self->pid == getpid()) return 0;
+  PyErr_SetString(PyExc_RuntimeError, "a shard that was begun before fork cannot go on in the child");
+  return -1;
+}
+
 static void sum_up(WriterObject *self) { /* all that is in the buffer */
   if (self->sums) writing_sums_add(self->sums, self->buf.data + self->summed, self->buf.len - self->summed);
   self->summed = self->buf.len;
 }
 
-/* Hand the buffer to the thread, and take the one that it has finished. */
-int write_flush(WriterObject *self) {
-  int error = 0;
-  if (self->pid != getpid()) {
-    PyErr_SetString(PyExc_RuntimeError, "a shard that was begun before fork cannot go on in the child");
-    return -1;
-  }
-  if (!self->thread && !(self->thread = flusher_start(self->fd))) return write_failed(self, errno);
+/* pass_on and the append functions need no GIL: no other call is in this writer (`busy`). They return 0 or an errno. */
+
+/* Empty the buffer: into the file, or `behind` by way of the thread, which gives back the one that it has finished. */
+static int pass_on(WriterObject *self) {
   sum_up(self);
-  if (settle(self)) return -1;
-  block full = self->buf;
-  self->buf = self->spare;
-  self->spare = full;
-  error = flusher_submit(self->thread, &self->spare); /* it is idle: this does not wait */
-  if (error) return write_failed(self, error);
-  self->flushed += self->spare.len;
+  if (!self->behind) {
+    if (write_full(self->fd, self->buf.data, self->buf.len) < 0) return errno;
+    self->flushed += self->buf.len;
+  } else {
+    if (!self->thread && !(self->thread = flusher_start(self->fd))) return errno;
+    int error = flusher_submit(self->thread, NULL);
+    if (error) return error;
+    block full = self->buf;
+    self->buf = self->spare;
+    self->spare = full;
+    error = flusher_submit(self->thread, &self->spare); /* it is idle: this does not wait */
+    if (error) return error;
+    self->flushed += self->spare.len;
+  }
   self->buf.len = self->summed = 0;
   return 0;
 }
 
+int write_flush(WriterObject *self) {
+  int error = 0;
+  if (refuse_child(self)) return -1;
+  Py_BEGIN_ALLOW_THREADS
+  error = pass_on(self);
+  Py_END_ALLOW_THREADS
+  return error ? write_failed(self, error) : 0;
+}
+
 int write_open(WriterObject *self) {
   self->buf = (block){PyMem_RawMalloc(WRITE_BYTES), 0, WRITE_BYTES};
-  self->spare = (block){PyMem_RawMalloc(WRITE_BYTES), 0, WRITE_BYTES};
-  if (self->buf.data && self->spare.data) return 0;
+  if (self->behind) self->spare = (block){PyMem_RawMalloc(WRITE_BYTES), 0, WRITE_BYTES};
+  if (self->buf.data && (self->spare.data || !self->behind)) return 0;
   PyErr_NoMemory();
   return -1;
 }
@@ -93,10 +113,11 @@ void write_close(WriterObject *self) {
   free(self->header.data);
 }
 
-static int put(WriterObject *self, const void *p, size_t n) {
+static int append(WriterObject *self, const void *p, size_t n) {
   const unsigned char *from = p;
   while (n) {
-    if (self->buf.len == self->buf.cap && write_flush(self)) return -1;
+    int error = self->buf.len == self->buf.cap ? pass_on(self) : 0;
+    if (error) return error;
     size_t room = self->buf.cap - self->buf.len, take = n < room ? n : room;
     memcpy(self->buf.data + self->buf.len, from, take);
     self->buf.len += take, from += take, n -= take;
@@ -104,30 +125,36 @@ static int put(WriterObject *self, const void *p, size_t n) {
   return 0;
 }
 
-static int put_padding(WriterObject *self, uint64_t nbytes) {
+static int append_padding(WriterObject *self, uint64_t nbytes) {
   static const unsigned char zeros[TAR_BLOCK];
-  return put(self, zeros, (size_t)(tar_padded(nbytes) - nbytes));
+  return append(self, zeros, (size_t)(tar_padded(nbytes) - nbytes));
 }
 
-/* The header group of a member: formatted where it goes, or elsewhere if the buffer is too small for it. */
-static int put_header(WriterObject *self, const char *name, size_t len, uint64_t nbytes) {
-  size_t cap = tar_group_cap(len);
+/* The header group of a member, self->name: formatted where it goes, or elsewhere if the buffer is too small for it.
+ * TOO_LARGE: no tar can say so many bytes. */
+static int append_header(WriterObject *self, uint64_t nbytes) {
+  size_t len = self->name.len, cap = tar_group_cap(len);
   bool fits = cap <= self->buf.cap;
-  if (fits && self->buf.cap - self->buf.len < cap && write_flush(self)) return -1;
+  int error = fits && self->buf.cap - self->buf.len < cap ? pass_on(self) : 0;
+  if (error) return error;
   self->header.len = 0;
   unsigned char *at = fits ? self->buf.data + self->buf.len : vec_grow(&self->header, cap);
-  if (!at) {
-    PyErr_NoMemory();
-    return -1;
-  }
-  size_t group = tar_format(at, cap, name, len, nbytes, self->mtime);
-  if (!group) {
-    raise_source(state_of(self), "a member of %llu bytes is too large for a tar", (unsigned long long)nbytes);
-    return -1;
-  }
-  if (!fits) return put(self, at, group);
+  if (!at) return ENOMEM;
+  size_t group = tar_format(at, cap, (const char *)self->name.data, len, nbytes, self->mtime);
+  if (!group) return TOO_LARGE;
+  if (!fits) return append(self, at, group);
   self->buf.len += group;
   return 0;
+}
+
+static int put(WriterObject *self, const void *p, size_t n) {
+  int error = 0;
+  if (n <= self->buf.cap - self->buf.len) return append(self, p, n);
+  if (refuse_child(self)) return -1;
+  Py_BEGIN_ALLOW_THREADS
+  error = append(self, p, n);
+  Py_END_ALLOW_THREADS
+  return error ? write_failed(self, error) : 0;
 }
 
 /* Take the open sample back: what was written of it is cut off again. */
@@ -228,19 +255,15 @@ static int set_name(WriterObject *self, PyObject *ext, sample_name *n) {
   return 0;
 }
 
-/* Header of a member of the open sample, and its entry in the columns. */
-static int begin_field(WriterObject *self, PyObject *ext, uint64_t nbytes) {
-  sample_name n;
-  if (set_name(self, ext, &n)) return -1;
-  char *name = (char *)self->name.data;
-  if (put_header(self, name, self->name.len, nbytes)) return -1;
-  uint64_t offset = write_tell(self);
-  self->c.lowered |= ascii_lower(name + self->key_len + 1, n.ext, n.ext_len);
-  if (columns_has(&self->c, n.ext, n.ext_len)) {
+/* The entry in the columns of a member of the open sample, self->name, whose payload is at offset. */
+static int enter_field(WriterObject *self, PyObject *ext, const sample_name *n, uint64_t offset, uint64_t nbytes) {
+  char *lower = (char *)self->name.data + self->key_len + 1;
+  self->c.lowered |= ascii_lower(lower, n->ext, n->ext_len);
+  if (columns_has(&self->c, lower, n->ext_len)) {
     raise_source(state_of(self), "two fields %R in one sample", ext);
     return -1;
   }
-  if (!columns_field(&self->c, n.ext, n.ext_len, offset - TAR_BLOCK, offset, nbytes)) {
+  if (!columns_field(&self->c, lower, n->ext_len, offset - TAR_BLOCK, offset, nbytes)) {
     PyErr_NoMemory();
     return -1;
   }
@@ -248,60 +271,120 @@ static int begin_field(WriterObject *self, PyObject *ext, uint64_t nbytes) {
   return 0;
 }
 
+static void raise_append(WriterObject *self, int error, uint64_t nbytes) {
+  if (error == TOO_LARGE)
+    raise_source(state_of(self), "a member of %llu bytes is too large for a tar", (unsigned long long)nbytes);
+  else write_failed(self, error);
+}
+
+static int append_bytes(WriterObject *self, const void *data, size_t nbytes, uint64_t *offset) {
+  int error = append_header(self, nbytes);
+  *offset = write_tell(self);
+  if (!error) error = append(self, data, nbytes);
+  return error ? error : append_padding(self, nbytes);
+}
+
+static int put_field(WriterObject *self, PyObject *ext, const void *data, size_t nbytes) {
+  sample_name n;
+  uint64_t offset = 0;
+  int error = 0;
+  if (set_name(self, ext, &n)) return -1;
+  if (tar_group_cap(self->name.len) + tar_padded(nbytes) <= self->buf.cap - self->buf.len) {
+    error = append_bytes(self, data, nbytes, &offset); /* nothing but a memcpy */
+  } else {
+    if (refuse_child(self)) return -1;
+    Py_BEGIN_ALLOW_THREADS
+    error = append_bytes(self, data, nbytes, &offset);
+    Py_END_ALLOW_THREADS
+  }
+  if (!error) return enter_field(self, ext, &n, offset, nbytes);
+  raise_append(self, error, nbytes);
+  return -1;
+}
+
 static int field_bytes(WriterObject *self, PyObject *ext, PyObject *data) {
   Py_buffer view;
   if (PyObject_GetBuffer(data, &view, PyBUF_C_CONTIGUOUS)) return -1;
-  int failed = begin_field(self, ext, (uint64_t)view.len) || put(self, view.buf, (size_t)view.len) ||
-               put_padding(self, (uint64_t)view.len);
+  int failed = put_field(self, ext, view.buf, (size_t)view.len);
   PyBuffer_Release(&view);
-  return failed ? -1 : 0;
+  return failed;
 }
 
-/* Copy nbytes from fd through the buffer. 1: the file is shorter now. */
-static int copy_file(WriterObject *self, int fd, uint64_t nbytes) {
-  for (uint64_t done = 0; done < nbytes;) {
-    if (self->buf.len == self->buf.cap && write_flush(self)) return -1;
-    size_t room = self->buf.cap - self->buf.len, take = nbytes - done < room ? (size_t)(nbytes - done) : room;
-    ssize_t n;
-    Py_BEGIN_ALLOW_THREADS
-    n = pread_full(fd, self->buf.data + self->buf.len, take, done);
-    Py_END_ALLOW_THREADS
+typedef struct {
+  int fd, error;           /* of opening or reading it */
+  uint64_t nbytes, offset; /* of its payload, in the shard */
+  enum { FILE_GOOD, FILE_ERROR, FILE_KIND, FILE_CHANGED, FILE_CUT } found;
+} taken_file;
+
+static int append_payload(WriterObject *self, taken_file *f) {
+  for (uint64_t done = 0; done < f->nbytes;) {
+    int error = self->buf.len == self->buf.cap ? pass_on(self) : 0;
+    if (error) return error;
+    size_t room = self->buf.cap - self->buf.len, take = f->nbytes - done < room ? (size_t)(f->nbytes - done) : room;
+    ssize_t n = pread_full(f->fd, self->buf.data + self->buf.len, take, done);
     if (n < 0) {
-      PyErr_SetFromErrno(PyExc_OSError);
-      return -1;
+      f->error = errno, f->found = FILE_ERROR;
+      return 0;
     }
     self->buf.len += (size_t)n, done += (uint64_t)n;
-    if ((size_t)n < take) return 1;
+    if ((size_t)n < take) {
+      f->found = FILE_CUT;
+      return 0;
+    }
   }
-  return 0;
+  int error = append_padding(self, f->nbytes);
+  sum_up(self); /* while it is in the cache */
+  return error;
 }
 
-static int field_file(WriterObject *self, PyObject *ext, PyObject *path, long long nbytes) {
+/* A whole file as the member self->name; what is wrong with the file is put down in f. expected -1: whatever it has. */
+static int append_file(WriterObject *self, const char *path, long long expected, taken_file *f) {
+  struct stat about;
+  int error = 0;
+  f->fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a FIFO must not hang us */
+  if (f->fd < 0 || fstat(f->fd, &about)) f->error = errno, f->found = FILE_ERROR;
+  else if (!S_ISREG(about.st_mode)) f->found = FILE_KIND;
+  else {
+    f->nbytes = (uint64_t)about.st_size;
+    if (expected >= 0 && about.st_size != expected) f->found = FILE_CHANGED;
+    else if (!(error = append_header(self, f->nbytes))) {
+      f->offset = write_tell(self);
+      error = append_payload(self, f);
+    }
+  }
+  if (f->fd >= 0) close(f->fd);
+  return error;
+}
+
+static int field_file(WriterObject *self, PyObject *ext, PyObject *path, long long expected) {
   core_state *st = state_of(self);
   PyObject *raw = NULL;
-  struct stat about;
-  int fd = -1, failed = -1, error = 0;
-  if (!PyUnicode_FSConverter(path, &raw)) return -1;
+  taken_file f = {.found = FILE_GOOD};
+  sample_name n;
+  int error = 0;
+  if (set_name(self, ext, &n) || refuse_child(self) || !PyUnicode_FSConverter(path, &raw)) return -1;
   Py_BEGIN_ALLOW_THREADS
-  fd = open(PyBytes_AS_STRING(raw), O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a FIFO must not hang us */
-  if (fd < 0 || fstat(fd, &about)) error = errno;
+  error = append_file(self, PyBytes_AS_STRING(raw), expected, &f);
   Py_END_ALLOW_THREADS
-  if (error) {
-    errno = error;
-    PyErr_SetFromErrnoWithFilenameObject(PyExc_OSError, path);
-  } else if (!S_ISREG(about.st_mode)) {
-    raise_source(st, "%S: not a regular file", path);
-  } else if (nbytes >= 0 && about.st_size != nbytes) {
-    raise_source(st, "%S: changed while it was packed: %lld bytes when listed, %lld now", path, nbytes,
-                 (long long)about.st_size);
-  } else if (!begin_field(self, ext, (uint64_t)about.st_size)) {
-    failed = copy_file(self, fd, (uint64_t)about.st_size);
-    if (failed > 0) raise_source(st, "%S: cut short while it was read", path);
-    if (!failed) failed = put_padding(self, (uint64_t)about.st_size);
-  }
-  if (fd >= 0) close(fd);
   Py_DECREF(raw);
-  return failed ? -1 : 0;
+  if (error) {
+    raise_append(self, error, f.nbytes);
+    return -1;
+  }
+  switch (f.found) {
+  case FILE_GOOD: return enter_field(self, ext, &n, f.offset, f.nbytes);
+  case FILE_ERROR:
+    errno = f.error;
+    PyErr_SetFromErrnoWithFilenameObject(PyExc_OSError, path);
+    return -1;
+  case FILE_KIND: raise_source(st, "%S: not a regular file", path); return -1;
+  case FILE_CHANGED:
+    raise_source(st, "%S: changed while it was packed: %lld bytes when listed, %lld now", path, expected,
+                 (long long)f.nbytes);
+    return -1;
+  case FILE_CUT: raise_source(st, "%S: cut short while it was read", path); return -1;
+  }
+  Py_UNREACHABLE();
 }
 
 int write_value(WriterObject *self, PyObject *ext, PyObject *value) {

@@ -29,7 +29,7 @@ typedef struct {
   bool old_lowered;
   writing_sums *sums;      /* NULL: no checksums are asked for */
   size_t summed;           /* bytes of buf that are in them */
-  bool open, busy, broken;
+  bool open, busy, broken, behind; /* behind: a thread writes, while the next bytes are taken in */
 } WriterObject;
 
 /* All of these return 0, or -1 with an exception. */

@@ -228,16 +228,16 @@ static PyObject *writer_stop(PyObject *op, PyObject *Py_UNUSED(ignored)) {
 }
 
 static PyObject *writer_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
-  static char *names[] = {"fd", "mtime", "encode", "maxcount", "maxsize", "checksum", NULL};
+  static char *names[] = {"fd", "mtime", "encode", "maxcount", "maxsize", "checksum", "behind", NULL};
   uint64_t mtime, maxcount = UINT64_MAX, maxsize = UINT64_MAX;
   PyObject *encode = Py_None;
-  int fd, checksum = 0;
-  if (!PyArg_ParseTupleAndKeywords(args, kwargs, "iO&|$OO&O&i", names, &fd, as_u64, &mtime, &encode, as_u64, &maxcount,
-                                   as_u64, &maxsize, &checksum))
+  int fd, checksum = 0, behind = 1;
+  if (!PyArg_ParseTupleAndKeywords(args, kwargs, "iO&|$OO&O&ip", names, &fd, as_u64, &mtime, &encode, as_u64, &maxcount,
+                                   as_u64, &maxsize, &checksum, &behind))
     return NULL;
   WriterObject *self = (WriterObject *)type->tp_alloc(type, 0);
   if (!self) return NULL;
-  self->fd = fd, self->mtime = mtime, self->pid = getpid();
+  self->fd = fd, self->mtime = mtime, self->pid = getpid(), self->behind = behind;
   self->maxcount = maxcount, self->maxsize = maxsize;
   self->encode = encode == Py_None ? NULL : Py_NewRef(encode);
   if (checksum && !(self->sums = writing_sums_new(checksum > 1))) PyErr_NoMemory();
@@ -291,8 +291,9 @@ static PyMethodDef writer_methods[] = {
     {"finish", writer_finish, METH_NOARGS,
      "Write the end marker and all that is buffered; returns the columns of the index."},
     {NULL, NULL, 0, NULL}};
-static const char writer_doc[] = "Writer(fd, mtime, *, encode, maxcount, maxsize, checksum): samples into one tar. checksum: 0 none, "
-                                 "1 XXH3 of the shard, 2 of every sample too";
+static const char writer_doc[] = "Writer(fd, mtime, *, encode, maxcount, maxsize, checksum, behind): samples into one tar. "
+                                 "checksum: 0 none, 1 XXH3 of the shard, 2 of every sample too. behind: a thread of its "
+                                 "own writes";
 static PyType_Slot writer_slots[] = {{Py_tp_doc, (void *)(uintptr_t)writer_doc},
                                      {Py_tp_new, writer_new},
                                      {Py_tp_dealloc, writer_dealloc},

@@ -40,7 +40,8 @@ class ShardFile:
     `sync`: commit() waits until the disk has the bytes, so that a power failure cannot take them back either.
     `checksum`: 0 for none in the index, 1 of the shard, 2 of every sample too.
     `core`: `encode`, `maxcount` and `maxsize` for add(). `attempt`: of several that may write this shard at once, in
-    the temporary name.
+    the temporary name. `behind`: a thread of its own writes the file, while the next samples are taken in; False where
+    other shards keep the cores busy.
     As a context it commits, or removes what it wrote if an exception leaves it. Raises SourceError for a sample that
     readers would not get back (the shard stays good without it), OSError.
     """
@@ -56,6 +57,7 @@ class ShardFile:
         checksum: int = 0,
         core: Mapping[str, Any] | None = None,
         attempt: str = "",
+        behind: bool = True,
     ) -> None:
         self.path = os.fspath(path)
         self._lift, self._part, self._mtime, self._sync = lift, part, mtime, sync
@@ -64,7 +66,7 @@ class ShardFile:
         self.columns: Callable[[Sequence[int], Index], Mapping[str, Any]] | None = None  # of these rows, for the index
         self._temporary = _hidden(self.path, f"{attempt and '.'}{attempt}.tmp")
         self._fd = os.open(self._temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
-        self._core = _core.Writer(self._fd, MTIME, checksum=checksum, **(core or {}))
+        self._core = _core.Writer(self._fd, MTIME, checksum=checksum, behind=behind, **(core or {}))
 
     def write(self, key: str, fields: dict[str, Value]) -> int:
         """Append a sample, fields sorted by name, and return its bytes in the shard."""

@@ -96,7 +96,7 @@ def write_planned(ready: Plan, options: Options, progress: Progress, summary: Su
             return None
         try:
             entries = entries_of(ready, t, shard)
-            return write_shard(ready.listing, entries, shard.path, ready.lift or (), options, ready.check, tell)
+            return write_shard(ready.listing, entries, shard.path, ready.lift or (), options, ready.check, tell, behind)
         except _Stopped:
             return None
         except BaseException as error:  # noqa: BLE001  raised below, where no frame holds it: that would be a circle
@@ -104,7 +104,9 @@ def write_planned(ready: Plan, options: Options, progress: Progress, summary: Su
             stop.set()
             return None
 
-    workers = max(1, min(options.workers or os.cpu_count() or 1, len(todo)))
+    cores = os.cpu_count() or 1
+    workers = max(1, min(options.workers or cores, len(todo)))
+    behind = workers < cores
     with ThreadPoolExecutor(workers, "wds-shard") as pool:
         futures: dict[Future[Written | None], tuple[int, int]] = {}
         try:
@@ -145,11 +147,12 @@ def write_shard(
     options: Options,
     check: Callable[[], object],
     tell: Callable[[int, int], object],
+    behind: bool = True,
 ) -> Written:
     """Write one shard with its part. `check` raises where it must not appear any more; `tell`: as Progress, and where
-    it raises the shard is given up."""
+    it raises the shard is given up. `behind`: see ShardFile."""
     faults = Faults(options.on_error == "skip")
-    file = open_shard(path, lift, options)
+    file = open_shard(path, lift, options, behind)
     try:
         told, samples = 0, 0
         for entry, fields in read_ahead(entries, listing.fields, listing.ahead):

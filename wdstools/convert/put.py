@@ -41,8 +41,8 @@ def _reason(error: Exception) -> tuple[str, str]:
     return text, ""
 
 
-def open_shard(path: str, lift: Sequence[str], options: Options) -> Shard:
-    """Begin a shard with its part; one of an earlier run is removed."""
+def open_shard(path: str, lift: Sequence[str], options: Options, behind: bool = True) -> Shard:
+    """Begin a shard with its part; one of an earlier run is removed. `behind`: see ShardFile."""
     place.remove(path)  # the part of the new shard must never stand beside the old one
     if place.is_remote(path):
         from wdstools.convert.upload import UploadedShard
@@ -50,7 +50,7 @@ def open_shard(path: str, lift: Sequence[str], options: Options) -> Shard:
         return UploadedShard(path, lift=lift, checksum=options.checksums)
     return writer.ShardFile(
         path, lift=lift, part=True, mtime=False, sync=options.sync, checksum=options.checksums,
-        attempt=secrets.token_hex(4),
+        attempt=secrets.token_hex(4), behind=behind,
     )  # fmt: skip
 
 
