@@ -12,7 +12,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Generator, Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from wdstools import _core, urls
@@ -20,11 +20,12 @@ from wdstools.errors import ChangedError, ShardError, StoreError
 from wdstools.failures import hide
 from wdstools.fetching import Fetcher, Outcome, is_remote, stale
 from wdstools.finding import StoredIndex
-from wdstools.httpclient import HttpClient
 from wdstools.index import SUFFIX, Index
-from wdstools.remote import RemoteStore
 from wdstools.retrying import Transient
 from wdstools.store import Stores
+
+if TYPE_CHECKING:
+    from wdstools.httpclient import HttpClient
 
 log = logging.getLogger("wdstools")
 
@@ -170,6 +171,8 @@ class BatchFetcher(Fetcher):
 
 def _client(base: str, stores: Stores) -> HttpClient | None:
     """The client for a server; None: what is read there goes through a cache."""
+    from wdstools.remote import RemoteStore  # with HTTP, which a local set never needs
+
     store, _ = stores.of(base)
     return store.http() if isinstance(store, RemoteStore) else None
 

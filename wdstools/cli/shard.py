@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -150,6 +151,7 @@ def command(source: str, dest: str, dry_run: bool, as_json: bool, lift: tuple[st
 
     The same command again goes on where it was stopped. The same source and options give the same bytes.
     """
+    _load_numpy()
     from wdstools.convert.options import Options
 
     options = Options(**given, lift=lift or None)
@@ -173,6 +175,19 @@ def command(source: str, dest: str, dry_run: bool, as_json: bool, lift: tuple[st
         emit_json(summary.to_json())
 
 
+def _load_numpy() -> None:
+    """Load numpy, without the threads of its BLAS: they spin for 0.1 s of a core, and nothing here multiplies matrices.
+    What this process starts is left as it was."""
+    name = "OPENBLAS_NUM_THREADS"
+    if name in os.environ or "numpy" in sys.modules:
+        return
+    os.environ[name] = "1"
+    try:
+        import numpy  # noqa: F401
+    finally:
+        del os.environ[name]
+
+
 def _paths(nul: bool) -> list[str]:
     return [path for path in os.fsdecode(read_stdin()).split("\0" if nul else "\n") if path]
 
@@ -185,13 +200,15 @@ class _Bar:
         self._nbytes, self._began = 0, time.monotonic()
 
     def begin(self, plan: Plan) -> None:
+        if sys.stderr is None or not sys.stderr.isatty():
+            return  # and tqdm is not loaded
         self._bar = progress(plan.total, "samples", "writing")
         self._began = time.monotonic()
 
     def update(self, samples: int, nbytes: int) -> None:
         self._nbytes += nbytes
         seconds = time.monotonic() - self._began
-        if self._bar is not None and not self._bar.disable:
+        if self._bar is not None:
             self._bar.set_postfix_str(f"{self._nbytes / 1e6 / max(seconds, 1e-3):,.0f} MB/s", refresh=False)
             self._bar.update(samples)
 

@@ -10,7 +10,7 @@ from array import array
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple, Protocol
 
-HELD = 20_000  # entries in memory: 10 MB
+HELD = 100_000  # entries in memory: 50 MB
 RUN = 1_000_000  # entries that are sorted at once, by keys in memory: 100 MB
 _FLUSH = 1 << 20  # bytes
 
