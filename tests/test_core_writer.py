@@ -7,6 +7,7 @@ import io
 import os
 import signal
 import tarfile
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -103,6 +104,26 @@ def test_files_are_copied(tmp_path: Path) -> None:
     assert sample["txt"] == b""
 
 
+@settings(max_examples=40, deadline=None)
+@given(sizes=st.lists(st.integers(0, 700_000), min_size=1, max_size=5), checksum=st.integers(0, 2))
+def test_files_are_as_their_bytes(sizes: list[int], checksum: int) -> None:
+    """Whoever writes, and whether fields are files or bytes: the same shard, columns and checksums."""
+    payloads = [os.urandom(nbytes) for nbytes in sizes]
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        for i, payload in enumerate(payloads):
+            Path(folder, str(i)).write_bytes(payload)
+        for behind, as_files in ((True, False), (True, True), (False, True), (False, False)):
+            with writing(behind=behind, checksum=checksum) as (fd, writer):
+                for i, payload in enumerate(payloads):
+                    value = (f"{folder}/{i}", len(payload)) if as_files else payload
+                    writer.write(f"k{i}", {"A.bin": value, "cls": b"1"})
+                    with pytest.raises(FileNotFoundError, match="no-such"):
+                        writer.write("bad", {"bin": value, "txt": (f"{folder}/no-such", -1)})
+                found.append((writer.finish(), content(fd)))
+    assert all(one == found[0] for one in found)
+
+
 BIG = bytes(9 * MIB)  # more than what is buffered: half of the sample is in the file when it fails
 
 BAD_SAMPLES: dict[str, tuple[Any, dict[Any, Any], type[Exception]]] = {
@@ -140,11 +161,12 @@ BAD_SAMPLES: dict[str, tuple[Any, dict[Any, Any], type[Exception]]] = {
 }
 
 
+@pytest.mark.parametrize("behind", [True, False])
 @pytest.mark.parametrize("name", list(BAD_SAMPLES))
-def test_a_failing_sample_leaves_nothing(name: str) -> None:
+def test_a_failing_sample_leaves_nothing(name: str, behind: bool) -> None:
     key, values, error = BAD_SAMPLES[name]
     good = [("good", {"txt": b"1", "jpg": b"j" * 3000}), ("last", {"cls": b"5", "png": bytes(5 * MIB)})]
-    with writing() as (fd, writer):
+    with writing(behind=behind) as (fd, writer):
         writer.write(*good[0])
         nbytes = writer.nbytes
         for _ in range(2):
@@ -189,10 +211,11 @@ def test_nothing_follows_the_end() -> None:
         assert content(fd) == data
 
 
+@pytest.mark.parametrize("behind", [True, False])
 @pytest.mark.parametrize("nbytes", [1, 5 * MIB, 20 * MIB])
-def test_a_full_disk_is_an_error_at_the_latest_in_finish(nbytes: int) -> None:
+def test_a_full_disk_is_an_error_at_the_latest_in_finish(nbytes: int, behind: bool) -> None:
     with open("/dev/full", "wb", buffering=0) as f:
-        writer = _core.Writer(f.fileno(), 0)
+        writer = _core.Writer(f.fileno(), 0, behind=behind)
         with pytest.raises(OSError, match="No space left"):  # noqa: PT012  in which of the two is not promised
             writer.write("a", {"txt": bytes(nbytes)})
             writer.finish()
@@ -241,8 +264,9 @@ def test_add_says_when_the_shard_is_full() -> None:
 
 
 @forks
-def test_the_child_of_a_fork_cannot_go_on() -> None:
-    with writing() as (fd, writer):
+@pytest.mark.parametrize("behind", [True, False])
+def test_the_child_of_a_fork_cannot_go_on(behind: bool) -> None:
+    with writing(behind=behind) as (fd, writer):
         writer.write("a", {"txt": BIG})
         pid = os.fork()
         if pid == 0:

@@ -194,6 +194,10 @@ def test_shardsum_starts_without_arrow_or_numpy() -> None:
     assert loaded("import wdstools.cli.shardsum") & {*HEAVY} - {"click"} == set()
 
 
+def test_a_local_set_loads_no_http() -> None:
+    assert loaded("import wdstools; wdstools.open") & {"http", "ssl"} == set()
+
+
 def test_dataset_loads_no_torch_or_webdataset() -> None:
     assert loaded("import wdstools; wdstools.open; wdstools.ShardWriter") & {"torch", "webdataset", "fsspec"} == set()
 
