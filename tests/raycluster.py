@@ -14,6 +14,8 @@ from unittest import mock
 
 import pytest
 
+TOKEN = secrets.token_hex(32)  # of the clusters and their drivers: a process keeps the first that it has used
+
 PROGRAM = """
 import sys, ray
 ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=200 << 20,
@@ -67,7 +69,7 @@ def _running(program: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     if importlib.util.find_spec("ray") is None:
         pytest.skip("ray is not installed: pip install ray")
     paths = [str(Path(__file__).parent), str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
-    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}  # of this cluster, and of its drivers
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
     env = {**os.environ, **token, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     with mock.patch.dict(os.environ, token), subprocess.Popen(
         [sys.executable, "-W", "ignore", "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE,

@@ -25,6 +25,7 @@ from bench.train import settings as conf
 from bench.train.matrix import Cell, Journal, Matrix, Result
 from bench.train.sources import locate
 from tests.conftest import wait_until
+from tests.freading import program
 from wdstools.errors import StateError
 
 NASTY = "<script>alert('1')</script>&amp;\"|\n"
@@ -294,6 +295,9 @@ def test_sources_give_the_same_samples(
     source: str, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = [(sample["__key__"], sample["jpg"]) for sample in wdstools.open(str(shards))]
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/fread").symlink_to(program())
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
     try:
         with places.started(source, shards, tmp_path) as place:
             for name, value in place.environment.items():
