@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import secrets
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -18,6 +19,10 @@ settings.register_profile(
 settings.register_profile("ci", parent=settings.get_profile("wdstools"), derandomize=True, print_blob=True)
 settings.load_profile("ci" if os.environ.get("CI") else "wdstools")
 
+
+# A process keeps what it has first seen of these, so that they cannot be set for a test alone.
+os.environ.setdefault("RAY_AUTH_MODE", "token")
+os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 MAY_SKIP = "may_skip(reason): in CI too this test may be skipped, for this reason"
 

@@ -5,16 +5,12 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
-import secrets
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from unittest import mock
 
 import pytest
-
-TOKEN = secrets.token_hex(32)  # of the clusters and their drivers: a process keeps the first that it has used
 
 PROGRAM = """
 import sys, ray
@@ -69,9 +65,8 @@ def _running(program: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     if importlib.util.find_spec("ray") is None:
         pytest.skip("ray is not installed: pip install ray")
     paths = [str(Path(__file__).parent), str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
-    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
-    env = {**os.environ, **token, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
-    with mock.patch.dict(os.environ, token), subprocess.Popen(
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    with subprocess.Popen(
         [sys.executable, "-W", "ignore", "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL, env=env, text=True, start_new_session=True,
     ) as process:  # fmt: skip

@@ -30,10 +30,12 @@ def ray() -> Iterator[Ray]:
         import ray
 
         handler = signal.getsignal(signal.SIGTERM)  # Ray puts its own in its place
-        ray.init(address=address, log_to_driver=False)  # one connection: each would take seconds
-        yield {"engine": "ray", "address": address}
-        ray.shutdown()
-        signal.signal(signal.SIGTERM, handler)
+        try:
+            ray.init(address=address, log_to_driver=False)  # one connection: each would take seconds
+            yield {"engine": "ray", "address": address}
+            ray.shutdown()
+        finally:
+            signal.signal(signal.SIGTERM, handler)
 
 
 def test_the_same_bytes(ray: Ray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

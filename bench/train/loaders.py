@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
@@ -31,6 +32,7 @@ LOADERS = ("indexed", "stream", "webdataset", "imagefolder", "litdata", "synthet
 BUFFER = 1000  # samples in the shuffle buffers of those that have one
 SYNTHETIC = 100  # batches of an epoch
 Batch = dict[str, Any]
+_MADE: weakref.WeakSet[Feed] = weakref.WeakSet()
 
 
 class Feed:
@@ -48,6 +50,7 @@ class Feed:
     ) -> None:
         self.name, self.batches, self._length, self._tell = name, batches, length, epoch
         self._next = 0
+        _MADE.add(self)
 
     def __len__(self) -> int:
         if self._length is None:
@@ -63,6 +66,13 @@ class Feed:
         """Let the next iteration be an epoch, from its start."""
         self._next = epoch
 
+    def close(self) -> None:
+        """End the workers, which live on between epochs."""
+        iterator = getattr(self.batches, "_iterator", None)
+        if hasattr(iterator, "_shutdown_workers"):
+            iterator._shutdown_workers()
+            self.batches._iterator = None
+
     def state_dict(self) -> dict[str, Any]:
         """Return the place after the last batch. Raises ValueError: only loader=indexed has one."""
         raise ValueError(f"loader={self.name} cannot resume in mid-epoch: loader=indexed can")
@@ -70,6 +80,13 @@ class Feed:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Raises ValueError, as state_dict()."""
         raise ValueError(f"loader={self.name} cannot resume in mid-epoch: loader=indexed can")
+
+
+def close() -> None:
+    """End the workers of all feeds of this process. After a failure torch would tell of one that is dead wherever the
+    program is when its next child ends."""
+    for feed in list(_MADE):
+        feed.close()
 
 
 class Indexed(Feed):

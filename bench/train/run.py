@@ -72,6 +72,7 @@ def train(settings: Settings) -> Result:
             try:
                 result = (_plain if settings.engine == "ddp" else _fit)(settings, out, device, checkpoint, stop)
             except Exception as error:
+                loaders.close()
                 if stop.number:  # workers got the signal, too
                     raise Stopped(stop.number) from error
                 raise

@@ -108,6 +108,7 @@ class _Cluster:
                 socket.create_connection((host, int(port)), 10.0).close()
             ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING, **more)
         except (OSError, ValueError, RuntimeError) as error:
+            self._restore()
             raise StoreError(f"ray at {address}: cannot be reached or started: {error}") from error
 
     def put(self, value: object) -> Any:
@@ -166,5 +167,8 @@ class _Cluster:
     def __exit__(self, *_: object) -> None:
         if self._mine:
             self._ray.shutdown()
-            if threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGTERM, self._handler)
+            self._restore()
+
+    def _restore(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._handler)
