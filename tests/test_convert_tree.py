@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from convert_helpers import class_tree, fields_of, go, listed, put, samples
+from helpers import make_tar
 
 from wdstools.errors import SourceError
 
@@ -260,3 +261,15 @@ def test_bad_paths_in_a_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pa
 def test_an_empty_list_of_paths() -> None:
     with pytest.raises(SourceError, match="stdin: no files"):
         listed("-", [])
+
+
+def test_folders_of_shards_are_no_samples(tmp_path: Path) -> None:
+    """As data sets on the hub have them, a folder for each split."""
+    put(tmp_path / "in", {"train/train-000000.tar": make_tar([("a.txt", b"1")]), "val/val-000000.tar": b"x"})
+    with pytest.raises(SourceError, match=r"in: train/train-000000\.tar would be a sample with a whole tar in it"):
+        go(tmp_path / "in", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    go(tmp_path / "in/train", tmp_path / "shards")
+    assert list(samples(tmp_path / "shards")) == ["a"]
+    go(tmp_path / "in", tmp_path / "packed", layout="classes")
+    assert sorted(samples(tmp_path / "packed")) == ["train/train-000000", "val/val-000000"]

@@ -67,7 +67,14 @@ def list_source(source: str, options: Options, faults: Faults, paths: Iterable[s
     if source.endswith(".wdsindex") or shards.is_shards(source):
         return shards.list_shards(source, options, faults)
     if os.path.isdir(source):
-        return tree.list_tree(source, options, faults)
+        listing = tree.list_tree(source, options, faults)
+        first = itertools.islice(listing.entries, LOOKED_AT)
+        if options.layout == "auto" and (tar := next((entry for entry in first if "tar" in entry.parts[::3]), None)):
+            raise SourceError(
+                f"{source}: {tar.key}.tar would be a sample with a whole tar in it. For its samples, name the folder "
+                "that the tar is in, or its shards as a pattern; --layout classes and flat pack tars as they are"
+            )
+        return listing
     if not os.path.exists(source):
         raise SourceError(f"{source}: no such file or folder")
     return manifest.list_manifest(source, options, faults)
