@@ -449,6 +449,7 @@ def test_a_subset_of_shards(tree: Path, tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_a_cluster_that_is_not_there(tree: Path, tmp_path: Path) -> None:
+    pytest.importorskip("ray")
     done = call(tree, tmp_path / "none", "--engine", "ray", "--address", "127.0.0.1:1")
     assert isinstance(done.exception, StoreError)
     assert "ray at 127.0.0.1:1: cannot be reached" in str(done.exception)
