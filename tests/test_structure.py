@@ -230,6 +230,18 @@ def test_the_library_does_not_print_or_sleep() -> None:
         assert not found, (name, found)
 
 
+def of_all(given: set[str], module: str = "random") -> set[str]:
+    """Calls of a module's functions, which share one state; not of its classes."""
+    return {call for call in given if call.startswith(f"{module}.") and call.split(".")[1][0].islower()}
+
+
+def test_the_library_leaves_the_generator_of_the_program_alone() -> None:
+    assert of_all(calls("random.uniform(1, 2); random.SystemRandom().random()")) == {"random.uniform"}
+    for name, source in sources().items():
+        assert not of_all(calls(source)), name
+        assert "random" not in {n.module for n in ast.walk(ast.parse(source)) if isinstance(n, ast.ImportFrom)}, name
+
+
 def test_the_library_does_not_assert() -> None:
     for name, source in sources().items():
         assert not [n.lineno for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Assert)], name

@@ -13,6 +13,8 @@ from wdstools.errors import StoreError
 
 T = TypeVar("T")
 
+_chance = random.SystemRandom()  # not the generator that the program around us seeds, nor the same draws in forks
+
 
 class Transient(Exception):
     """An attempt failed that is worth repeating. `error`: what to raise when there is no next one; `after`: seconds
@@ -65,7 +67,7 @@ class Retries:
     def pause(self, number: int, asked: float = 0.0) -> float:
         """Seconds after failure `number`, counted from 1; no less than the server asked for, within 30."""
         longest = min(self.most, self.first * 2 ** (number - 1))
-        return max(random.uniform(longest / 2, longest), min(asked, 30.0))
+        return max(_chance.uniform(longest / 2, longest), min(asked, 30.0))
 
 
 def wait(seconds: float) -> None:

@@ -25,6 +25,8 @@ from wdstools.storage import Whole, open_source
 
 T = TypeVar("T")
 
+_chance = random.SystemRandom()  # not the generator that the program around us seeds
+
 LOOKS = 8  # samples of a shard that are looked at before its index is believed
 
 
@@ -162,7 +164,7 @@ def _is_exact(index: Index, rows: Rows) -> bool:
 def _look_at_some(index: Index, rows: Rows, names: pa.Array, fd: int) -> None:
     """Compare the headers of the first sample, the last and some others with the index. Raises StaleIndexError."""
     n = len(rows)
-    for row in sorted({0, n - 1, *random.sample(range(n), min(n, LOOKS))}):
+    for row in sorted({0, n - 1, *_chance.sample(range(n), min(n, LOOKS))}):
         begin, stop = int(rows.ends[row - 1]) if row else 0, int(rows.ends[row])
         walker = _core.Walker(fd, rows.url, start=int(rows.start[row]), end=int(rows.end[row]))
         try:
