@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import secrets
+import signal
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -29,6 +30,8 @@ MAY_SKIP = "may_skip(reason): in CI too this test may be skipped, for this reaso
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", MAY_SKIP)
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # behind a `&`; programs that tests interrupt would inherit it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if os.environ.get("CI"):
         config.pluginmanager.register(NoSilentSkips(), "no-silent-skips")
 
