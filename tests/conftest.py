@@ -30,7 +30,7 @@ MAY_SKIP = "may_skip(reason): in CI too this test may be skipped, for this reaso
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", MAY_SKIP)
-    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # behind a `&`; programs that tests interrupt would inherit it
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # behind a `&`; programs would inherit it
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if os.environ.get("CI"):
         config.pluginmanager.register(NoSilentSkips(), "no-silent-skips")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import statistics
 import subprocess
@@ -335,6 +336,19 @@ def test_a_cell_in_this_process(shards: Path, monkeypatch: pytest.MonkeyPatch) -
     where = ["source=pipe-curl", "source.endpoint=http://127.0.0.1:1"]
     with pytest.raises(cells.LeftOutError, match="needs random access"):
         cells.measure({**task, "overrides": [*given, "loader=indexed", *where]})
+
+
+def test_the_error_of_a_cell_is_its_end(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the tracebacks that torch makes part of the text; with the note that names sample and shard."""
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+    given = ["data=pictures", f"data.train={shards}", f"data.val={shards}", "data.size=16", "batch_size=16"]
+    task = {"mode": "load", "batches": 1, "seconds": 0.0}
+    with pytest.raises(ValueError, match="DataLoader worker process 0") as caught:
+        cells.measure({**task, "overrides": [*given, "workers=1", "model=tiny", "data.image=tiff"]})
+    told = cells.last_line(f"{caught.type.__name__}: {caught.value}")
+    wanted = r"ValueError: no field 'tiff' in sample .*: set data.image\nin transform, of sample .*\.tar\s*"
+    assert re.fullmatch(wanted, told)
+    assert cells.last_line("OSError: [Errno 5] I/O") == "OSError: [Errno 5] I/O"
 
 
 @pytest.mark.timeout(300)

@@ -146,7 +146,8 @@ def test_what_is_no_picture_is_an_error(decoder: str, data: bytes) -> None:
 def test_a_missing_field_is_an_error(missing: str) -> None:
     given = sample(picture(6))
     del given[missing]
-    with pytest.raises(KeyError, match=missing):
+    setting = {"jpg": "data.image", "cls": "data.label"}[missing]
+    with pytest.raises(ValueError, match=f"no field '{missing}' in sample 'k', which has (jpg|cls): set {setting}"):
         Prepare(size=32)(given)
 
 

@@ -216,7 +216,7 @@ def test_a_sample_without_a_field_is_named(tmp_path: Path) -> None:
     folder = write(tmp_path / "shards", 15)
     for loader in ("indexed", "stream"):
         given = settings(folder, loader=loader, image="jpeg", workers=0)
-        with pytest.raises(KeyError) as caught:
+        with pytest.raises(ValueError, match=r"no field 'jpeg' in sample .*, which has .*: set data.image") as caught:
             list(make(given, "train"))
         assert "folder" in "".join(caught.value.__notes__)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import sys
 import time
 import warnings
@@ -148,6 +149,15 @@ def _step(settings: Any, device: torch.device) -> Callable[[Any], None]:
     return step
 
 
+def last_line(text: str) -> str:
+    """The error itself of a text in which torch tells a worker's whole traceback, and what follows it."""
+    _, mark, rest = text.partition("Original Traceback")
+    if not mark:
+        return text
+    errors = [found.start() for found in re.finditer(r"^[A-Za-z_][\w.]*: ", rest, re.MULTILINE)]
+    return rest[errors[-1] :] if errors else text
+
+
 def main() -> None:
     """Run the task of the command line."""
     warnings.simplefilter("ignore")  # stderr is kept for what goes wrong
@@ -156,7 +166,7 @@ def main() -> None:
     except LeftOutError as error:
         told = {"left_out": str(error)}
     except Exception as error:  # noqa: BLE001  whatever it is, the cell says it
-        told = {"error": f"{type(error).__name__}: {error}"}
+        told = {"error": last_line(f"{type(error).__name__}: {error}")}
     print(json.dumps(told), flush=True)
 
 

@@ -102,8 +102,8 @@ class Prepare:
         self.epoch = epoch
 
     def __call__(self, sample: dict[str, Any]) -> dict[str, Any]:
-        key, data = sample["__key__"], sample[self.image]
-        found = {"label": int(bytes(sample[self.label])), "key": key}
+        key, data = sample["__key__"], self._field(sample, "image", self.image)
+        found = {"label": int(bytes(self._field(sample, "label", self.label))), "key": key}
         if self.decoder == "raw":
             return {"image": self._raw(data), **found}
         if self.decoder == "nvjpeg":
@@ -120,6 +120,12 @@ class Prepare:
             told = f"{array.dtype} {list(array.shape)}"
             raise ValueError(f"an array of {told}, where uint8 {[self.channels, self.size, self.size]} belongs")
         return array
+
+    def _field(self, sample: dict[str, Any], setting: str, name: str) -> Any:
+        if name in sample:
+            return sample[name]
+        there = ", ".join(field for field in sample if not field.startswith("__"))
+        raise ValueError(f"no field {name!r} in sample {sample['__key__']!r}, which has {there}: set data.{setting}")
 
     def _box(self, width: int, height: int, key: str) -> tuple[Box, bool]:
         if self.augment:
