@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,15 @@ def test_parts_are_disjoint_and_whole_and_the_validation_is_not_augmented(loader
     numbers = {str(s["__key__"]): i for i in range(COUNT) for s in [sample(i)]}
     made = [plain({**sample(numbers[key]), "cls": b"%d" % (numbers[key] % 7)}) for key in sorted(val)]
     assert Counter(told([loaders.collate(made)])) == Counter(first)
+
+
+def test_blocks_stay_together_in_the_order(shards: Path, expected: Any) -> None:
+    (found,) = epochs(make(settings(shards, block=4), "train"), [0])
+    assert set(found) == expected[0]
+    part = loaders.dataset(settings(shards), "train")
+    rows = {part[row]["__key__"]: row for row in range(len(part))}
+    order = [rows[key] // 4 for key, *_ in found]
+    assert len([1 for a, b in pairwise(order) if a != b]) == len(set(order)) - 1
 
 
 @pytest.mark.parametrize("loader", ["indexed", "stream", "webdataset", "imagefolder"])

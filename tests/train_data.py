@@ -61,7 +61,7 @@ def settings(train: str | Path, **given: Any) -> Any:
     data |= {"classes": 7, "size": 24, "channels": 3, "augment": True}
     source = {"kind": "folder", "endpoint": "", "prefix": ""}
     rest: dict[str, Any] = {"seed": 3, "batch_size": 8, "workers": 2, "loader": "indexed", "regime": "uneven"}
-    rest |= {"decoder": "pillow", "device": "cpu"}
+    rest |= {"decoder": "pillow", "device": "cpu", "block": 1}
     for part in (data, source, rest):
         part |= {name: given.pop(name) for name in list(given) if name in part}
     assert not given

@@ -191,8 +191,9 @@ def workers(settings: Any) -> dict[str, Any]:
 
 def indexed(settings: Any, part: str, place: Place, rank: int, world: int) -> Feed:
     """wdstools.loader over wdstools.open."""
+    block = settings.block if part == "train" else 1
     loader = wdstools.loader(
-        dataset(settings, part, place), settings.batch_size, rank=rank, world=world, collate=collate,
+        dataset(settings, part, place), settings.batch_size, rank=rank, world=world, block=block, collate=collate,
         transform=prepare(settings, part), **options(settings, part, world), **workers(settings),
     )  # fmt: skip
     return Indexed(loader, part == "train")

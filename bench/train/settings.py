@@ -34,7 +34,7 @@ CHOICES = {
 }
 AT_LEAST = {
     "epochs": 1, "batch_size": 1, "workers": 0, "ranks": 1, "prefetch": 0, "max_steps": 1, "checkpoint_every": 1,
-    "log_every": 1, "data.classes": 2, "data.size": 1, "data.count": 1,
+    "log_every": 1, "block": 1, "data.classes": 2, "data.size": 1, "data.count": 1,
 }  # fmt: skip
 
 
@@ -79,6 +79,7 @@ class Settings:
     lr: float = 0.002
     weight_decay: float = 0.01
     loader: str = "indexed"
+    block: int = 1
     decoder: str = "pillow"
     prefetch: int = 2
     regime: str = "exact"
