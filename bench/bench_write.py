@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -84,13 +85,21 @@ def bench_tree(benchmark: Any, files: Path) -> None:
                 for path in sorted(folder.iterdir()):
                     sink.write({"__key__": f"{folder.name}/{path.stem}", "jpg": path.read_bytes(), "cls": number})
 
+    def litdata() -> None:
+        script = Path(__file__).with_name("litdata_optimize.py")
+        command = [sys.executable, str(script), f"{out}/litdata", str(files), "2", "files"]
+        subprocess.run(command, check=True, capture_output=True)
+
+    peers = {"GNU tar": tar, "webdataset": webdataset_writer}
+    if importlib.util.find_spec("litdata"):
+        peers["litdata optimize, 2 workers"] = litdata
     compare(
         benchmark,
         f"wds-shard of a tree of {FILES:,} files of 110 kB, 2 workers, index included",
         FILES,
         "files/s",
         ours,
-        {"GNU tar": tar, "webdataset": webdataset_writer},
-        {"GNU tar": 1, "webdataset": 5},
+        peers,
+        {"GNU tar": 1, "webdataset": 5, "litdata optimize, 2 workers": 5},
         before=empty,
     )
