@@ -99,8 +99,8 @@ Examples:
 )
 @click.argument("source")
 @click.argument("dest")
-@click.option("--maxcount", type=click.IntRange(1), default=10_000, show_default=True, help="Samples in a shard.")
-@click.option("--maxsize", type=_Size(), default="1GB", show_default=True, help="Size of a shard: the whole tar file.")
+@click.option("--maxcount", type=click.IntRange(1), metavar="N", help="Samples in a shard. Default: 10000.")
+@click.option("--maxsize", type=_Size(), help="Size of a shard: the whole tar file. Default: 1GB.")
 @click.option("--shuffle/--no-shuffle", default=None, help="Shuffle the samples. Default: only class folders.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the shuffle and the split.")
 @click.option("--split", "splits", metavar="NAME=PART,...", callback=_splits, help="Split by a hash of the key.")
@@ -150,11 +150,19 @@ def command(source: str, dest: str, dry_run: bool, as_json: bool, lift: tuple[st
     DEST: a pattern such as out/train-%06d.tar, or a folder.
 
     The same command again goes on where it was stopped. The same source and options give the same bytes.
+
+    With --map or --resize, --maxcount without --maxsize counts samples of SOURCE, whatever becomes of them: a shard has
+    fewer where some are dropped (none at all where all are), more where one becomes several. Otherwise both limits are
+    of what is written. --engine ray with --map or --resize needs the former, and always a SOURCE that is listed before
+    it is read, not Parquet or a pipe. The module of --map must be there on every machine, in the same folder or
+    installed.
     """
     _load_numpy()
     from wdstools.convert.options import Options
 
     options = Options(**given, lift=lift or None)
+    if options.uncountable:
+        raise click.UsageError(options.uncountable)
     paths = _paths(options.nul) if source == "-" else []
     if dry_run:
         _show_plan(source, dest, options, paths, as_json)
@@ -230,7 +238,8 @@ def _show_plan(source: str, dest: str, options: Any, paths: list[str], as_json: 
         row: dict[str, Any] = {"split": target.split, "pattern": target.pattern, "samples": len(plan.orders[i])}
         row |= {"samples": None} if plan.total is None else {}
         if plan.shards is not None:
-            row |= {"shards": len(plan.shards[i]), "nbytes": sum(shard.nbytes for shard in plan.shards[i])}
+            row |= {"shards": len(plan.shards[i])}
+            row |= {} if plan.counted else {"nbytes": sum(shard.nbytes for shard in plan.shards[i])}
         rows.append(row)
     if as_json:
         skipped = [item._asdict() for item in plan.skipped]
@@ -241,6 +250,9 @@ def _show_plan(source: str, dest: str, options: Any, paths: list[str], as_json: 
     for row in rows:
         if row["samples"] is None:
             emit([f"{row['pattern']}: as many samples as the stream has"])
+        elif plan.counted:
+            what = f"{row['samples']:,} samples of the source, as {row['shards']:,} shards"
+            emit([f"{row['pattern']}: {what} (all of it is {_human(estimate(plan))} before)"])
         elif "shards" in row:
             emit([f"{row['pattern']}: {row['shards']:,} shards, {row['samples']:,} samples, {_human(row['nbytes'])}"])
         else:

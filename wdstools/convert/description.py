@@ -16,7 +16,10 @@ VERSION = 1
 
 def describe(listing: Listing, options: Options, lift: Sequence[str] | None, shuffle: bool) -> dict[str, Any]:
     """Return what makes the bytes of the output: the options that matter, and a digest of the source."""
-    used: dict[str, Any] = {"maxcount": options.maxcount, "maxsize": options.maxsize, "shuffle": shuffle}
+    maxcount, maxsize = options.limits
+    used: dict[str, Any] = {"maxcount": maxcount, "maxsize": maxsize, "shuffle": shuffle}
+    if options.by_count and listing.stream is None:
+        del used["maxsize"]
     used |= {"keys": options.keys, "column": None if lift is None else list(lift)}
     used["checksum"] = options.checksum
     if shuffle or options.splits:

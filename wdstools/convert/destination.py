@@ -99,8 +99,9 @@ def _with_split(name: str, split: str) -> str:
 
 
 class ShardPlan(NamedTuple):
-    """A shard to be: it holds the samples order[start:stop] of its target. `nbytes`: of the tar; `digest`: of what is
-    known of its samples, as text."""
+    """A shard to be: it holds the samples order[start:stop] of its target. `nbytes`: of the tar, or of
+    its samples as they are listed where they are still to be computed; `digest`: of what is known of its samples, as
+    text."""
 
     path: str
     start: int
@@ -114,7 +115,8 @@ digester = functools.partial(hashlib.blake2b, digest_size=8)
 
 def pack(entries: Entries, order: Numbers, target: Target, options: Options) -> list[ShardPlan]:
     """Say which samples go into which shard."""
-    packer = writer.Packer(options.maxcount, options.maxsize)
+    maxcount, maxsize = options.limits
+    packer = writer.Packer(maxcount, None if options.by_count else maxsize)
     plans: list[ShardPlan] = []
     start, state = 0, digester()
     member_nbytes = tar.member_nbytes

@@ -1,32 +1,25 @@
-"""Samples that are computed (smaller images) or come as a stream: packed by one writer, in order, by the sizes that
-come out. Threads do the computing: Pillow decodes, resizes and encodes without the GIL.
-"""
+"""Samples that come as a stream, or are computed and cut by the sizes that come out: packed by one writer, in order."""
 
 from __future__ import annotations
 
 import contextlib
 import itertools
-import os
-import warnings
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, cast
 
 from wdstools import writer
-from wdstools.convert import images, journal, place
+from wdstools.convert import images, journal, place, transform
 from wdstools.convert.destination import Target
 from wdstools.convert.journal import Written
 from wdstools.convert.options import Options, Skipped, Summary
 from wdstools.convert.order import Numbers
 from wdstools.convert.plan import Plan
 from wdstools.convert.planned import Progress
-from wdstools.convert.put import left_out, open_shard, put, read_ahead
-from wdstools.convert.sources import Faults, Fields
+from wdstools.convert.put import left_out, open_shard, put
+from wdstools.convert.sources import Faults
+from wdstools.convert.transform import Item
 from wdstools.convert.upload import Shard
 from wdstools.errors import SourceError
 
-Item = tuple[str, Fields | images.Failure]
 ANEW = "Give --overwrite to make all anew"
 
 
@@ -34,7 +27,7 @@ def write_in_order(ready: Plan, options: Options, progress: Progress, summary: S
     """Write samples as they are computed or come in; return the shards, by target."""
     done = []
     with contextlib.ExitStack() as stack:
-        apply = _applier(stack, options)
+        apply = transform.start(stack, options)
         for target, numbers in zip(ready.targets, ready.orders, strict=True):
             kept = _kept_prefix(target, options)
             summary.kept += len(kept)
@@ -43,9 +36,9 @@ def write_in_order(ready: Plan, options: Options, progress: Progress, summary: S
                 if number >= len(kept):
                     place.remove(path)  # of this job, as Job has checked, and behind one that must be written anew
             if options.map is None:
-                items = apply(_samples(ready, numbers, kept))
+                items = _flat(apply(_samples(ready, numbers, kept)))
             else:  # how many a sample becomes is known when it has been mapped
-                items = apply(_samples(ready, numbers, []))
+                items = _flat(apply(_samples(ready, numbers, [])))
                 _pass_over(itertools.islice(items, _covered(kept)), kept)
             found, rest = _write_target(target, items, len(kept), ready.lift, options, progress, ready.check)
             done.append(kept + found)
@@ -72,11 +65,7 @@ def _samples(ready: Plan, numbers: Numbers, kept: list[Written]) -> Iterator[Ite
     listing = ready.listing
     start = _covered(kept)
     if listing.stream is None:
-        wanted = (ready.entries[number] for number in itertools.islice(numbers, start, None))
-        for entry, fields in read_ahead(wanted, listing.fields, listing.ahead):
-            if isinstance(fields, SourceError):
-                raise fields
-            yield entry.key, cast("Fields | images.Failure", fields)  # a Span is copied, by planned.py
+        yield from transform.read(listing, (ready.entries[number] for number in itertools.islice(numbers, start, None)))
         return
     samples = listing.stream()
     _pass_over(itertools.islice(samples, start), kept)
@@ -97,47 +86,7 @@ def _pass_over(samples: Iterator[Item], kept: list[Written]) -> None:
         raise SourceError(f"the source ends before sample {wanted!r}, which it had: it has changed. {ANEW}")
 
 
-def _applier(stack: contextlib.ExitStack, options: Options) -> Callable[[Iterator[Item]], Iterator[Item]]:
-    """A function that maps samples and makes images smaller on their way, some at a time."""
-    workers = options.workers or os.cpu_count() or 1
-    mapped = None
-    if options.map is not None:
-        from wdstools.convert import mapping  # with what runs processes
-
-        mapped = mapping.start(stack, options.map, workers)
-    if options.resize is None:
-        return mapped or (lambda samples: samples)
-    shrink = images.Shrink(options.resize, options.quality, options.resize_fields)
-    stack.enter_context(warnings.catch_warnings())  # here, before there are threads: it is the process's
-    warnings.filterwarnings("ignore", module=r"PIL\.")  # what is wrong with an image, we say
-    pool = ThreadPoolExecutor(workers, "wds-shard")
-    stack.callback(pool.shutdown, wait=True, cancel_futures=True)
-
-    def apply(samples: Iterator[Item]) -> Iterator[Item]:
-        pending: deque[tuple[str, Fields | images.Failure, Future[Any]]] = deque()
-        for key, fields in mapped(samples) if mapped else samples:
-            small = pool.submit(images.shrink_fields, shrink, {} if isinstance(fields, images.Failure) else fields)
-            pending.append((key, fields, small))
-            if len(pending) >= 4 * workers:
-                key, fields, future = pending.popleft()
-                yield key, _replaced(fields, future.result())
-        while pending:
-            key, fields, future = pending.popleft()
-            yield key, _replaced(fields, future.result())
-
-    return apply
-
-
-def _replaced(
-    fields: Fields | images.Failure, small: dict[str, tuple[str, bytes]] | images.Failure
-) -> Fields | images.Failure:
-    if isinstance(fields, images.Failure) or isinstance(small, images.Failure):
-        return fields if isinstance(fields, images.Failure) else small  # type: ignore[return-value]
-    found: Fields = {}
-    for name, value in fields.items():
-        new, data = small.get(name, (name, value))
-        found[new] = data
-    return found
+_flat = itertools.chain.from_iterable
 
 
 def _write_target(
@@ -151,7 +100,7 @@ def _write_target(
 ) -> tuple[list[Written], list[Skipped]]:
     """Write samples one by one, from shard number `first` on. What is left out counts to the shard in hand, so that a
     run that goes on knows from where; or to none, at the end (the second that is returned)."""
-    packer = writer.Packer(options.maxcount, options.maxsize)
+    packer = writer.Packer(*options.limits)
     faults = Faults(options.on_error == "skip")
     done: list[Written] = []
     file: Shard | None = None
@@ -167,9 +116,8 @@ def _write_target(
                     done.append(_commit(file, faults))
                     file = None
                 if file is None:
-                    columns = lift if lift is not None else ("cls",) if "cls" in fields else ()
                     path = target.pattern % (first + len(done))
-                    file = open_shard(path, columns, options)
+                    file = open_shard(path, transform.columns(lift, fields), options)
                     packer.reset()
                 if put(file, key, fields, faults):
                     packer.add(nbytes)

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 _FETCHES = 16  # parts that come from a bucket at once
 METADATA = "wds.job"
 SKIPPED = "wds.skipped"
+COVERS = "wds.covers"  # of a part whose samples were computed: the digest of what is planned for its shard
 
 
 class Job:
@@ -316,12 +317,14 @@ class Job:
 
 
 class Written(NamedTuple):
-    """A finished shard, whose index is its part: bytes of the tar, and what was left out of it."""
+    """A finished shard, whose index is its part: bytes of the tar, what was left out of it, and, where its samples were
+    computed, the digest of the ShardPlan that they were computed for."""
 
     path: str
     nsamples: int
     nbytes: int
     skipped: list[Skipped]
+    covers: str = ""
 
     def load(self) -> Index:
         """Return its index."""
@@ -344,7 +347,7 @@ def load_part(path: str, lenient: bool, there: Mapping[str, int]) -> Written | N
     mine = index.shards.url == [place.full(path)] and index.shards.nbytes == [nbytes]
     if not mine or (skipped and not lenient):
         return None
-    return Written(path, len(index), nbytes, skipped)
+    return Written(path, len(index), nbytes, skipped, index.metadata.get(COVERS, ""))
 
 
 def merge_parts(shards: Sequence[str], path: str, metadata: dict[str, str]) -> None:

@@ -1,7 +1,8 @@
 """convert(): a source into shards, on this machine. The front door of the room.
 
-Copies run in threads, a shard each (planned.py). What must be computed (smaller images) or comes as a stream is packed
-by one writer, in order (inorder.py). Either way the bytes depend on the source and the options alone.
+Copies run in threads, a shard each (planned.py). What must be computed is cut by the number of samples (counted.py)
+where the options allow it; else, and if it comes as a stream, it is packed by one writer, in order, by the sizes that
+come out (inorder.py). Either way the bytes depend on the source and the options alone.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from wdstools.convert import destination, journal, place, proof
+from wdstools.convert.counted import write_counted
 from wdstools.convert.destination import Target
 from wdstools.convert.inorder import write_in_order
 from wdstools.convert.journal import merge_parts
@@ -79,7 +81,7 @@ def _run(ready: Plan, job: journal.Job, options: Options, progress: Progress) ->
             proof.prove(job.targets, options)
         destination.sweep(job.targets, parts=True)
         return summary
-    write = write_planned if ready.shards is not None else write_in_order
+    write = write_in_order if ready.shards is None else write_counted if ready.counted else write_planned
     if options.engine == "ray":
         from wdstools.convert.engine_ray import write_on_ray as write
     done = write(ready, options, progress, summary)

@@ -15,24 +15,25 @@ import os
 import sys
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from typing import Any
 
-from wdstools import encode
+from wdstools import encode, writer
 from wdstools.convert.images import Failure, read_file
 from wdstools.convert.sources import Fields, check_field, check_key
 from wdstools.errors import SourceError
 
 Item = tuple[str, Fields | Failure]
 Results = list[list[Item]]
+Function = Callable[[dict[str, Any]], Any]
 
 TASK_SAMPLES = 16  # of a task, at most
 TASK_BYTES = 8_000_000
 _encode = encode.make_encoder(False, None)
-_functions: dict[str, Callable[[dict[str, Any]], Any]] = {}  # of a worker
+_functions: dict[str, Function] = {}  # of a worker
 
 
 def digest(name: str) -> str:
@@ -64,45 +65,42 @@ def _current_folder() -> Iterator[None]:
         sys.path.pop(0)
 
 
-def start(stack: contextlib.ExitStack, name: str, workers: int) -> Callable[[Iterator[Item]], Iterator[Item]]:
-    """Return a function that maps samples; its processes last as long as the stack."""
+def start(stack: contextlib.ExitStack, name: str, workers: int) -> Callable[[Iterable[Item]], Iterator[list[Item]]]:
+    """Return a function that maps samples, each to those that it becomes; its processes last as long as the stack."""
     pool = ProcessPoolExecutor(workers, get_context("spawn"))
     stack.callback(pool.shutdown, wait=True, cancel_futures=True)
 
-    def apply(items: Iterator[Item]) -> Iterator[Item]:
+    def apply(items: Iterable[Item]) -> Iterator[list[Item]]:
         pending: deque[tuple[str, Future[Results]]] = deque()
         try:
             for task in _tasks(items):
                 pending.append((task[0][0], pool.submit(_work, name, task)))
                 if len(pending) >= 4 * workers:
-                    yield from _flat(*pending.popleft())
+                    yield from _results(*pending.popleft())
             while pending:
-                yield from _flat(*pending.popleft())
+                yield from _results(*pending.popleft())
         except BrokenProcessPool as error:
             raise SourceError(f"--map {name}: a worker process died (killed, out of memory, or crashed)") from error
 
-    def _flat(first: str, future: Future[Results]) -> Iterator[Item]:
+    def _results(first: str, future: Future[Results]) -> Results:
         try:
-            results = future.result()
+            return future.result()
         except BrokenProcessPool as error:
             raise SourceError(
                 f"--map {name}: a worker process died (killed, out of memory, or crashed) near sample {first!r}"
             ) from error
-        for found in results:
-            yield from found
 
     return apply
 
 
-def _tasks(items: Iterator[Item]) -> Iterator[list[Item]]:
+def _tasks(items: Iterable[Item]) -> Iterator[list[Item]]:
     held: list[Item] = []
     nbytes = 0
     for key, fields in items:
-        held.append((key, fields))
         if isinstance(fields, dict):
             nbytes += sum(len(v) if not isinstance(v, tuple) else max(0, v[1]) for v in fields.values())
             fields = {n: bytes(v) if isinstance(v, memoryview) else v for n, v in fields.items()}
-            held[-1] = (key, fields)
+        held.append((key, fields))
         if len(held) == TASK_SAMPLES or nbytes >= TASK_BYTES:
             yield held
             held, nbytes = [], 0
@@ -110,8 +108,8 @@ def _tasks(items: Iterator[Item]) -> Iterator[list[Item]]:
         yield held
 
 
-def _load(name: str) -> Callable[[dict[str, Any]], Any]:
-    """Raises SourceError."""
+def load(name: str) -> Function:
+    """Return the function of this name. Raises SourceError."""
     if name not in _functions:
         module, _, function = name.partition(":")
         with _current_folder():
@@ -127,16 +125,17 @@ def _load(name: str) -> Callable[[dict[str, Any]], Any]:
 
 def _work(name: str, task: list[Item]) -> Results:
     """In a worker."""
-    function = _load(name)
-    return [_mapped(function, key, fields) for key, fields in task]
+    function = load(name)
+    return [apply_to(function, key, fields) for key, fields in task]
 
 
-def _mapped(function: Callable[[dict[str, Any]], Any], key: str, fields: Fields | Failure) -> list[Item]:
+def apply_to(function: Function, key: str, fields: Fields | Failure) -> list[Item]:
+    """Return what a sample becomes: none, one or several, or one Failure."""
     if not isinstance(fields, dict):
         return [(key, fields)]
     where = f"sample {key!r}"
     try:
-        sample = {n: read_file(os.fspath(v[0]), v[1]) if isinstance(v, tuple) else v for n, v in fields.items()}
+        sample = {n: _payload(value) for n, value in fields.items()}
     except OSError as error:
         return [(key, Failure(os.fsdecode(error.filename or where), (error.strerror or str(error)).lower(), ""))]
     except SourceError as error:
@@ -157,6 +156,11 @@ def _mapped(function: Callable[[dict[str, Any]], Any], key: str, fields: Fields 
             return [(key, item[1])]  # one sample, one failure
         found.append(item)
     return found
+
+
+def _payload(value: writer.Value) -> bytes:
+    """Raises SourceError, OSError for a file that cannot be read."""
+    return read_file(os.fspath(value[0]), value[1]) if isinstance(value, tuple) else bytes(value)
 
 
 def _checked(made: Any, key: str, where: str, number: int | None) -> Item:

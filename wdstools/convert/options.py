@@ -5,11 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
+MAXCOUNT = 10_000
+MAXSIZE = 1_000_000_000
+
 
 @dataclass(frozen=True)
 class Options:
     """How to convert. Sizes are in bytes. None: the default depends on the source.
 
+    `maxcount`, `maxsize`: of a shard, MAXCOUNT and MAXSIZE where they are None; see also `by_count`.
     `splits`: (name, fraction) pairs; `by`: the field or column that keeps its proportions in every split.
     `keys`: "path" (the path without its extension) or "number" (the position in sorted order).
     `dotted`: take `a.0.jpg` for the field `0.jpg` of `a`, instead of an error.
@@ -22,8 +26,8 @@ class Options:
     `address`: of the cluster for the engine "ray"; None: RAY_ADDRESS, or one that is started here.
     """
 
-    maxcount: int = 10_000
-    maxsize: int = 1_000_000_000
+    maxcount: int | None = None
+    maxsize: int | None = None
     shuffle: bool | None = None
     seed: int = 0
     splits: tuple[tuple[str, float], ...] = ()
@@ -61,6 +65,36 @@ class Options:
     def checksums(self) -> int:
         """`checksum` as ShardFile takes it."""
         return ("none", "shard", "sample").index(self.checksum)
+
+    @property
+    def limits(self) -> tuple[int, int]:
+        """Samples and bytes of a shard, at most."""
+        maxcount = MAXCOUNT if self.maxcount is None else self.maxcount
+        return maxcount, MAXSIZE if self.maxsize is None else self.maxsize
+
+    @property
+    def transforms(self) -> bool:
+        """Say whether samples are computed: then their sizes are known only when they are written."""
+        return self.resize is not None or self.map is not None
+
+    @property
+    def by_count(self) -> bool:
+        """Say whether computed samples that are listed beforehand are cut by `maxcount` of the source, whatever becomes
+        of them: then a shard depends on its own samples alone. Else by what is written, one shard after the other."""
+        return self.transforms and self.maxcount is not None and self.maxsize is None
+
+    @property
+    def uncountable(self) -> str:
+        """Say what is wrong with options that give no plan of shards, where the engine needs one; else ""."""
+        if self.engine != "ray" or not self.transforms or self.by_count:
+            return ""
+        what = f"--engine ray with {'--resize' if self.map is None else '--map'}"
+        if self.maxsize is not None:
+            return (
+                f"{what} cuts by --maxcount alone, without --maxsize: how large a sample becomes is known only when it "
+                "is written"
+            )
+        return f"{what} cuts by the number of samples: give --maxcount, which counts those of the source"
 
     def selects(self) -> bool:
         """Say whether not all samples are wanted, or in another order."""

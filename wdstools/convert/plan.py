@@ -30,7 +30,8 @@ RECORDS = frozenset({"parquet", "tfrecord", "mds", "litdata"})
 @dataclass
 class Plan:
     """A conversion, ready to run. `orders`: for each target, the numbers of its entries; `shards`: how they are packed,
-    None where the sizes are known only once they are computed."""
+    None where that is known only once they are computed or have come in; `counted`: they are packed by the number of
+    samples, which are still to be computed (Options.by_count)."""
 
     listing: Listing
     targets: list[Target]
@@ -42,6 +43,7 @@ class Plan:
     skipped: list[Skipped] = field(default_factory=list)
     owner: tuple[str, str] = ("", "")  # of the lock of the destination: see lock.check_owner
     check: Callable[[], object] = lambda: None  # raises where the destination is not ours any more
+    counted: bool = False
 
     @property
     def total(self) -> int | None:
@@ -51,7 +53,9 @@ class Plan:
     @property
     def saved(self) -> Saved | None:
         """What the journal keeps of the shards, None where they are not known."""
-        return None if self.shards is None else Saved(self.targets, self.shards, self.entries, self.orders)
+        if self.shards is None:
+            return None
+        return Saved(self.targets, self.shards, self.entries, self.orders, exact=not self.counted)
 
 
 def list_source(source: str, options: Options, faults: Faults, paths: Iterable[str] = ()) -> Listing:
@@ -127,6 +131,8 @@ def make_plan(source: str, dest: str, options: Options, paths: Iterable[str] = (
     faults = Faults(options.on_error == "skip")
     listing = list_source(source, options, faults, paths)
     _check_fields(options, listing)
+    if options.engine == "ray":
+        _check_for_ray(source, options, listing)
     if listing.kind in FILES and (options.rename or options.drop or options.keep):
         listing.entries = _picked(listing.entries, options, faults)
     found = destination.targets(dest, listing.name, options.splits)
@@ -151,14 +157,21 @@ def make_plan(source: str, dest: str, options: Options, paths: Iterable[str] = (
     if options.keys == "number" and listing.stream is None:
         entries = number_keys(entries)
     packed = None
-    if options.resize is None and options.map is None and listing.stream is None:
+    counted = options.by_count and listing.stream is None
+    if counted or (not options.transforms and listing.stream is None):
         packed = [_pack(entries, numbers, t, options) for t, numbers in zip(found, orders, strict=True)]
-    elif options.engine == "ray":
-        what = "--map" if options.map is not None else "--resize" if options.resize is not None else "such a source"
+    return Plan(listing, found, entries, orders, packed, lift, described, faults.skipped, counted=counted)
+
+
+def _check_for_ray(source: str, options: Options, listing: Listing) -> None:
+    """Raises SourceError where there can be no plan of shards before the samples are read or computed."""
+    if listing.stream is not None:
         raise SourceError(
-            f"{source}: --engine ray needs samples whose sizes are known before: leave {what} to --engine local"
+            f"{source}: --engine ray needs samples that are listed before they are read, and these come one after the "
+            "other. Make shards of them with --engine local; of those, --engine ray makes others"
         )
-    return Plan(listing, found, entries, orders, packed, lift, described, faults.skipped)
+    if options.uncountable:
+        raise SourceError(options.uncountable)
 
 
 def _picked(entries: Entries, options: Options, faults: Faults) -> Entries:

@@ -64,15 +64,22 @@ def what_is_left(
         there = place.names(ready.targets[t].folder)
         for s, shard in enumerate(plans):
             part = journal.load_part(shard.path, lenient, there)
-            if part is not None and part.nsamples + len(part.skipped) == shard.stop - shard.start:
+            if part is not None and _covers(part, shard, ready.counted):
                 done[t][s] = part
                 summary.skipped += part.skipped
                 summary.kept += 1
-                progress(shard.stop - shard.start, shard.nbytes)
+                progress(shard.stop - shard.start, part.nbytes)
             else:
                 todo.append((t, s, shard))
         _check_beyond(ready.targets[t], len(plans), options)
     return done, todo
+
+
+def _covers(part: Written, shard: ShardPlan, counted: bool) -> bool:
+    """Say whether a finished shard is of all samples that are planned for it."""
+    if counted:
+        return part.covers == shard.digest
+    return part.nsamples + len(part.skipped) == shard.stop - shard.start
 
 
 def entries_of(ready: Plan, t: int, shard: ShardPlan) -> Iterator[Entry]:

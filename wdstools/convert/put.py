@@ -84,14 +84,16 @@ def read_ahead(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
+def failure(error: SourceError) -> Failure:
+    """Return what is wrong with a sample that cannot be read."""
+    return Failure(str(error).partition(": ")[0], *_reason(error))
+
+
 def put(file: Shard, key: str, fields: Content | SourceError, faults: Faults) -> bool:
     """Write a sample; false where it was left out. Raises SourceError where it must not be, OSError for the disk,
     StaleIndexError for a Span that is not what its index says."""
-    if isinstance(fields, Failure):
-        faults.add(key, *fields)
-        return False
-    if isinstance(fields, SourceError):
-        faults.add(key, str(fields).partition(": ")[0], *_reason(fields))
+    if isinstance(fields, Failure | SourceError):
+        faults.add(key, *(fields if isinstance(fields, Failure) else failure(fields)))
         return False
     try:
         if isinstance(fields, dict):

@@ -192,9 +192,10 @@ def pack(entries: RowEntries, order: Numbers, target: Target, options: Options) 
     ends = np.cumsum(nbytes)
     plans: list[ShardPlan] = []
     start = before = 0
+    maxcount, maxsize = options.limits
     while start < len(ends):
-        most = before + options.maxsize - END_MARKER
-        stop = min(int(np.searchsorted(ends, most, side="right")), start + options.maxcount)
+        most = before + maxsize - END_MARKER
+        stop = min(int(np.searchsorted(ends, most, side="right")), start + maxcount)
         stop = max(stop, start + 1)  # a larger sample gets a shard of its own
         after = int(ends[stop - 1])
         digest = _digest(entries, order[start:stop])
