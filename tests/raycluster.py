@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -43,6 +44,21 @@ def cluster() -> Iterator[str]:
     """Its address. Its workers find the modules of the tests."""
     with _running(PROGRAM) as (address, _):
         yield address
+
+
+@contextlib.contextmanager
+def connected() -> Iterator[str]:
+    """As cluster(), with one connection for all that is done meanwhile: each would take seconds."""
+    with cluster() as address:
+        import ray
+
+        handler = signal.getsignal(signal.SIGTERM)  # Ray puts its own in its place
+        try:
+            ray.init(address=address, log_to_driver=False)
+            yield address
+            ray.shutdown()
+        finally:
+            signal.signal(signal.SIGTERM, handler)
 
 
 @contextlib.contextmanager

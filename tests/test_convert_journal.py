@@ -82,11 +82,11 @@ KILLED_AT_EVERY_STEP = textwrap.dedent(
     "options",
     [
         {"maxcount": 4, "workers": 1},
-        {"maxcount": 4, "workers": 1, "splits": (("train", 0.7), ("val", 0.3)), "by": "cls"},
-        {"maxcount": 5, "workers": 1, "resize": 16},
+        {"maxcount": 4, "workers": 1, "splits": (("train", 0.7), ("val", 0.3)), "by": "cls", "resize": 16},
+        {"maxcount": 5, "workers": 1, "resize": 16, "maxsize": 10**9},
         {"maxcount": 4, "workers": 1, "on_error": "skip"},
     ],
-    ids=["copies", "splits", "images", "skipped"],
+    ids=["copies", "splits", "images by size", "skipped"],
 )
 def test_killed_before_every_single_step(tmp_path: Path, options: dict[str, Any]) -> None:
     image_tree(tmp_path / "in", each=5)
@@ -225,11 +225,16 @@ def test_overwriting_goes_on_where_it_was_stopped(tree: Path, tmp_path: Path) ->
     assert go(tree, tmp_path / "out", **DONE, overwrite=True).kept == 0  # it was finished: all anew
 
 
+BY_SIZE = {"maxsize": 10**9}  # then they are packed by what is written
+
+
+@pytest.mark.parametrize("by", [{}, BY_SIZE], ids=["by count", "by size"])
 @pytest.mark.parametrize("damage", ["shorter", "longer", "gone", "part gone", "part garbage", "part of another"])
-def test_a_damaged_shard_is_written_anew(tree: Path, tmp_path: Path, damage: str) -> None:
-    go(tree, tmp_path / "whole", **DONE)
+def test_a_damaged_shard_is_written_anew(tree: Path, tmp_path: Path, damage: str, by: dict[str, Any]) -> None:
+    done = DONE | by
+    go(tree, tmp_path / "whole", **done)
     out = tmp_path / "out"
-    interrupted(tree, out)
+    interrupted(tree, out, **by)
     shard, part = out / "in-000001.tar", out / ".in-000001.tar.part"
     if damage in ("shorter", "longer"):
         os.truncate(shard, shard.stat().st_size + (512 if damage == "longer" else -512))
@@ -242,9 +247,10 @@ def test_a_damaged_shard_is_written_anew(tree: Path, tmp_path: Path, damage: str
     else:
         part.unlink()
         with pytest.raises(DestinationError, match=r"in-000001.tar: this job did not write it"):
-            go(tree, out, **DONE)
+            go(tree, out, **done)
         shard.unlink()
-    go(tree, out, **DONE)
+    others = len([path for path in shards(out) if path != shard])
+    assert go(tree, out, **done).kept == (1 if by else others)
     assert everything(out) == everything(tmp_path / "whole")
 
 

@@ -113,8 +113,9 @@ def test_functions_that_are_none(tmp_path: Path, name: str, message: str) -> Non
         go(tmp_path / "in", tmp_path / "out", map=name, workers=1)
 
 
-def test_a_run_that_was_stopped_goes_on(tmp_path: Path) -> None:
-    options: dict[str, Any] = {"maxcount": 7, "workers": 1, "map": "recipes_of_a_test:three"}
+@pytest.mark.parametrize("by", [{}, {"maxsize": 10**9}], ids=["by count", "by size"])
+def test_a_run_that_was_stopped_goes_on(tmp_path: Path, by: dict[str, Any]) -> None:
+    options: dict[str, Any] = {"maxcount": 7, "workers": 1, "map": "recipes_of_a_test:three", **by}
     go(tmp_path / "in", tmp_path / "whole/x-%06d.tar", **options)
     count = 0
 

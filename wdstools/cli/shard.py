@@ -154,8 +154,8 @@ def command(source: str, dest: str, dry_run: bool, as_json: bool, lift: tuple[st
     With --map or --resize, --maxcount without --maxsize counts samples of SOURCE, whatever becomes of them: a shard has
     fewer where some are dropped (none at all where all are), more where one becomes several. Otherwise both limits are
     of what is written. --engine ray with --map or --resize needs the former, and always a SOURCE that is listed before
-    it is read, not Parquet or a pipe. The module of --map must be there on every machine, in the same folder or
-    installed.
+    it is read: no pipe, and no Parquet with the bytes. The module of --map must be there on every machine, in the same
+    folder or installed.
     """
     _load_numpy()
     from wdstools.convert.options import Options

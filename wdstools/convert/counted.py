@@ -19,7 +19,7 @@ from wdstools.convert.options import Options, Summary
 from wdstools.convert.plan import Plan
 from wdstools.convert.planned import Progress, entries_of, what_is_left
 from wdstools.convert.put import left_out, open_shard, put
-from wdstools.convert.sources import Faults
+from wdstools.convert.sources import Faults, Listing
 from wdstools.convert.transform import Item
 from wdstools.convert.upload import Shard
 
@@ -33,12 +33,13 @@ def write_counted(ready: Plan, options: Options, progress: Progress, summary: Su
         groups = transform.start(stack, options)(transform.read(ready.listing, entries))
         for t, s, shard in todo:
             mine = itertools.islice(groups, shard.stop - shard.start)
-            done[t][s] = written = write_shard(mine, shard, ready.lift, options, ready.check, progress)
+            done[t][s] = written = write_shard(ready.listing, mine, shard, ready.lift, options, ready.check, progress)
             summary.skipped += written.skipped
     return [[written for written in found if written is not None] for found in done]
 
 
 def write_shard(
+    listing: Listing,
     groups: Iterable[list[Item]],
     shard: ShardPlan,
     lift: Sequence[str] | None,
@@ -47,7 +48,7 @@ def write_shard(
     tell: Progress,
 ) -> Written:
     """Write one shard with its part, of what its samples have become. `check` and `tell`: as in planned.write_shard."""
-    faults = Faults(options.on_error == "skip")
+    faults = Faults(options.on_error == "skip", listing.moved)
     file: Shard | None = None
     try:
         for group in groups:

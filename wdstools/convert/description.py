@@ -12,6 +12,7 @@ from wdstools.convert.sources import Listing
 from wdstools.errors import SourceError
 
 VERSION = 1
+TOOLS = ("pillow", "map's module")
 
 
 def describe(listing: Listing, options: Options, lift: Sequence[str] | None, shuffle: bool) -> dict[str, Any]:
@@ -27,16 +28,11 @@ def describe(listing: Listing, options: Options, lift: Sequence[str] | None, shu
     if options.splits:
         used |= {"split": [list(pair) for pair in options.splits], "by": options.by}
     if options.resize is not None:
-        try:
-            from PIL import __version__ as pillow
-        except ImportError as error:
-            raise SourceError("--resize needs Pillow: pip install 'wdstools[images]'") from error
-        used |= {"resize": options.resize, "quality": options.quality, "pillow": pillow}
+        used |= {"resize": options.resize, "quality": options.quality}
         used["resize-fields"] = sorted(options.resize_fields)
     if options.map is not None:
-        from wdstools.convert import mapping  # with what runs processes
-
-        used |= {"map": options.map, "map's module": mapping.digest(options.map)}
+        used["map"] = options.map
+    used |= tools(options)
     if options.selects():
         used |= {"where": options.where, "join": list(options.join), "sample": options.sample, "seed": options.seed}
         used |= {"sort-by": options.sort_by, "desc": options.descending}
@@ -51,6 +47,22 @@ def describe(listing: Listing, options: Options, lift: Sequence[str] | None, shu
     job = {"version": VERSION, "options": used, "source": source}
     text = json.dumps(job, sort_keys=True).encode()
     return {"fingerprint": hashlib.blake2b(text, digest_size=16).hexdigest(), **job}
+
+
+def tools(options: Options) -> dict[str, str]:
+    """Return what samples are computed with, as versions or digests. Raises SourceError where it is not there."""
+    found: dict[str, str] = {}
+    if options.resize is not None:
+        try:
+            from PIL import __version__ as pillow
+        except ImportError as error:
+            raise SourceError("--resize needs Pillow: pip install 'wdstools[images]'") from error
+        found[TOOLS[0]] = pillow
+    if options.map is not None:
+        from wdstools.convert import mapping  # with what runs processes
+
+        found[TOOLS[1]] = mapping.digest(options.map)
+    return found
 
 
 def difference(old: dict[str, Any], new: dict[str, Any]) -> str:

@@ -26,7 +26,7 @@ Progress = Callable[[int, int], object]
 POLL = 0.2  # seconds between two calls of Progress
 
 
-class _Stopped(Exception):
+class Stopped(Exception):
     """Another shard has failed, or the user has had enough."""
 
 
@@ -95,7 +95,7 @@ def write_planned(ready: Plan, options: Options, progress: Progress, summary: Su
 
     def tell(samples: int, nbytes: int) -> None:
         if stop.is_set():
-            raise _Stopped
+            raise Stopped
         counter.add(samples, nbytes)
 
     def one(t: int, shard: ShardPlan) -> Written | None:
@@ -104,7 +104,7 @@ def write_planned(ready: Plan, options: Options, progress: Progress, summary: Su
         try:
             entries = entries_of(ready, t, shard)
             return write_shard(ready.listing, entries, shard.path, ready.lift or (), options, ready.check, tell, behind)
-        except _Stopped:
+        except Stopped:
             return None
         except BaseException as error:  # noqa: BLE001  raised below, where no frame holds it: that would be a circle
             failures.append(error)
@@ -158,7 +158,7 @@ def write_shard(
 ) -> Written:
     """Write one shard with its part. `check` raises where it must not appear any more; `tell`: as Progress, and where
     it raises the shard is given up. `behind`: see ShardFile."""
-    faults = Faults(options.on_error == "skip")
+    faults = Faults(options.on_error == "skip", listing.moved)
     file = open_shard(path, lift, options, behind)
     try:
         told, samples = 0, 0

@@ -20,15 +20,19 @@ _INNER = re.compile(r"[a-z_][^\s.]*", re.IGNORECASE)  # a part of a.seg.png that
 
 @dataclass
 class Faults:
-    """What is wrong with a source: raised at once, or gathered if samples may be left out."""
+    """What is wrong with a source: raised at once, or gathered if samples may be left out. `moved`: see Listing."""
 
     skip: bool
+    moved: tuple[str, str] = ("", "")
     skipped: list[Skipped] = field(default_factory=list)
 
     def add(self, key: str, file: str, reason: str, detail: str = "") -> None:
         """Leave a sample out. Raises SourceError where that is not wanted; `detail` is said only then."""
         if not self.skip:
             raise SourceError(f"{file}: {reason}{detail and ': ' + detail}")
+        here, given = self.moved
+        if here and file.startswith(here):
+            file = given + file[len(here) :]
         self.skipped.append(Skipped(key, file, reason))
 
 
@@ -41,7 +45,8 @@ class Listing:
     `read(entry)` gives the fields of a sample, ready for ShardFile.write, or a Span to copy. `carried`: columns of the
     index that come with the samples. `stream`, instead of entries: samples that
     can only be taken one after the other, fields or an images.Failure; `identity`: what is known of them beforehand.
-    `ahead`: how many samples are to be read at once, because each takes a while to come.
+    `ahead`: how many samples are to be read at once, because each takes a while to come. `moved`: the root where it is
+    an absolute one for another process, and as it was given: so files are named as they would be here.
     """
 
     kind: str
@@ -58,6 +63,7 @@ class Listing:
     folder: str = ""
     newest: tuple[int, str] = (0, "")
     ahead: int = 0
+    moved: tuple[str, str] = ("", "")
 
     def saw(self, about: os.stat_result, path: str) -> None:
         """Take note of a file's time; one in the future says nothing."""
