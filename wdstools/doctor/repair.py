@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -16,6 +15,7 @@ import numpy as np
 from wdstools import _core, build, sets, urls
 from wdstools.doctor import survey as surveys
 from wdstools.doctor.copying import ShardCopy
+from wdstools.doctor.newfolder import new_folder
 from wdstools.doctor.salvage import Salvage, Sample, judge, salvage
 from wdstools.doctor.survey import Survey
 from wdstools.errors import ChangedError, DestinationError, ShardError, SourceError
@@ -80,33 +80,17 @@ def repair(
         raise ValueError(f"keep={keep!r} is not first, last or rename")
     names = _names(shards)
     _check_destination(out, shards, names)
-    parent = os.path.dirname(os.path.abspath(out))
-    job = _Job(keep, partial, parent)
-    for number, url in enumerate(shards):
-        job.look(number, url)
-        progress(1)
-    job.settle(shards)
-    os.makedirs(parent, exist_ok=True)
-    temporary = tempfile.mkdtemp(prefix=f".{os.path.basename(os.path.abspath(out))}.", suffix=".tmp", dir=parent)
-    try:
-        os.chmod(temporary, 0o777 & ~_umask())
+    with new_folder(out) as folder:
+        job = _Job(keep, partial, folder)
         for number, url in enumerate(shards):
-            job.write(number, url, os.path.join(temporary, names[number]))
+            job.look(number, url)
             progress(1)
-        job.finish(temporary, out)
-        with contextlib.suppress(FileNotFoundError):
-            os.rmdir(out)  # if it is empty
-        os.replace(temporary, out)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+        job.settle(shards)
+        for number, url in enumerate(shards):
+            job.write(number, url, os.path.join(folder, names[number]))
+            progress(1)
+        job.finish(folder, out)
     return job.done
-
-
-def _umask() -> int:
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask
 
 
 def _names(shards: Sequence[str]) -> list[str]:
