@@ -17,11 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import wdstools
-from wdstools.convert import put as putting
 from wdstools.convert.local import convert
 from wdstools.convert.options import Options
 from wdstools.convert.plan import Plan
-from wdstools.convert.sources import Faults
 from wdstools.errors import DestinationError, SourceError, StoreError
 from wdstools.index import Index
 
@@ -284,33 +282,6 @@ def test_workers_stop_when_one_fails(tmp_path: Path) -> None:
         )
     assert len(shards(tmp_path / "out")) < 20  # of 200
     assert all(a <= b for a, b in zip(held(), before, strict=True))
-
-
-class FullFile:
-    """A shard on a disk with trouble."""
-
-    def __init__(self, error: OSError) -> None:
-        self.error = error
-
-    def write(self, key: str, fields: Any) -> int:
-        raise self.error
-
-
-def test_a_bad_disk_is_no_bad_sample(tmp_path: Path) -> None:
-    good = tmp_path / "a"
-    good.write_bytes(b"1234")
-    for code, name in ((errno.ENOSPC, None), (errno.EMFILE, str(good)), (errno.EIO, None)):
-        error = OSError(code, os.strerror(code), name)
-        with pytest.raises(OSError, match=os.strerror(code)):
-            putting.put(FullFile(error), "k", {"jpg": (str(good), 4)}, Faults(True))  # type: ignore[arg-type]
-
-
-def test_a_file_that_cannot_be_read_to_its_end(tmp_path: Path) -> None:
-    error = OSError(errno.EIO, "Input/output error")  # the core does not say of which file
-    faults = Faults(True)
-    fields = {"jpg": (str(tmp_path), 4)}  # reading a folder fails too
-    assert not putting.put(FullFile(error), "k", fields, faults)  # type: ignore[arg-type, arg-type]
-    assert [tuple(s) for s in faults.skipped] == [("k", str(tmp_path), "input/output error")]
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])

@@ -104,10 +104,9 @@ def put(file: Shard, key: str, fields: Content | SourceError, faults: Faults) ->
         faults.add(key, _culprit(fields, error), *_reason(error))
         return False
     except OSError as error:
-        name = error.filename or _unreadable(fields)
-        if name is None or error.errno in _OURS:
-            raise
-        faults.add(key, os.fsdecode(name), *_reason(error))
+        if error.filename is None or error.errno in _OURS:
+            raise  # the disk: what is wrong with a file of the sample has its name
+        faults.add(key, os.fsdecode(error.filename), *_reason(error))
         return False
     return True
 
@@ -117,21 +116,6 @@ def _culprit(fields: Fields | Span, error: Exception) -> str:
         return "sample"
     paths = [os.fspath(value[0]) for value in fields.values() if isinstance(value, tuple)]
     return next((path for path in paths if path in str(error)), paths[0] if len(paths) == 1 else "sample")
-
-
-def _unreadable(fields: Fields | Span) -> str | None:
-    """The file among the fields that cannot be read, if one cannot: the C core says only that some file failed."""
-    if not isinstance(fields, dict):
-        return None
-    for value in fields.values():
-        if isinstance(value, tuple):
-            try:
-                with open(value[0], "rb") as file:
-                    while file.read(1 << 22):
-                        pass
-            except OSError:
-                return os.fspath(value[0])
-    return None
 
 
 def left_out(skipped: list[Skipped]) -> dict[str, str]:
