@@ -183,7 +183,13 @@ def test_foreign_indexes(tmp_path: Path) -> None:
         (problem,) = report(paths).problems
         assert (problem.kind, problem.shard) == ("foreign-index", str(paths[1]))
         assert "two formats under one name" in problem.message
-    for stale in (u64s(*starts, end + 512), energon[:-3], b"", b"v1.2 4\ncls 3 700 a\n", b"text"):
+    strange = [
+        b"v1.2\n4\ncls 512 700 a\n",
+        b"v1.2 4",
+        b"v1.2 %s\n" % (b"9" * 5000),
+        b"v1.2 1\ncls " + b"9" * 5000 + b" 1\n",
+    ]
+    for stale in (u64s(*starts, end + 512), energon[:-3], b"", b"v1.2 4\ncls 3 700 a\n", b"text", *strange):
         (tmp_path / "b.tar.idx").write_bytes(stale)
         (problem,) = report(paths).problems
         assert "is no index of this shard" in problem.message

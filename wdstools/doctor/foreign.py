@@ -6,11 +6,10 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-import numpy as np
-
 from wdstools import urls
 from wdstools.doctor.problems import Problem
 from wdstools.doctor.survey import Survey
+from wdstools.interop import detect, energon, lhotse
 
 MOST = 1 << 28  # bytes of an index that is read
 
@@ -36,30 +35,25 @@ def beside(survey: Survey) -> Foreign | None:
 
 
 def kinds(data: bytes, survey: Survey) -> Iterator[str]:
-    """Yield the formats in which these bytes are an index of the shard: "dali", "energon", "lhotse".
-
-    DALI's is text. The other two are 64-bit offsets, of samples or of every second member, and then one of the end:
-    that of the last member (Energon) or that of the file (Lhotse).
-    """
-    if data.startswith((b"v1.1 ", b"v1.2 ")):
-        if _is_dali(data, survey):
+    """Yield the formats in which these bytes are an index of the shard: "dali", "energon", "lhotse"."""
+    if detect.is_dali(data):
+        if _is_of(data, survey):
             yield "dali"
         return
-    if len(data) < 8 or len(data) % 8:
-        return
-    *offsets, end = np.frombuffer(data, "<u8").tolist()
-    if end == (int(survey.ends[-1]) if len(survey) else 0) and offsets == survey.starts[survey.groups].tolist():
+    end = int(survey.ends[-1]) if len(survey) else 0
+    if data == energon.encode(survey.starts[survey.groups], end):
         yield "energon"
-    if end == survey.nbytes and offsets == survey.starts[::2].tolist():
+    if data == lhotse.offsets(survey.starts, survey.nbytes):
         yield "lhotse"
 
 
-def _is_dali(data: bytes, survey: Survey) -> bool:
-    first = data.partition(b"\n")[0].split()
-    if len(first) != 2 or not first[1].isdigit() or int(first[1]) != data.count(b"\n") - 1:
+def _is_of(data: bytes, survey: Survey) -> bool:
+    """Whether a file of DALI's is of this shard: it has as many lines as it says, and begins with one of its fields."""
+    head, *lines = data.split(b"\n", 2)
+    if not lines or head.split()[1:] != [b"%d" % (data.count(b"\n") - 1)]:
         return False
-    line = data.split(b"\n", 2)[1].split()
-    return len(line) > 2 and line[1].isdigit() and int(line[1]) in survey.offsets[:64].tolist()
+    line = lines[0].split()
+    return len(line) > 2 and line[1] in [b"%d" % offset for offset in survey.offsets[:64].tolist()]
 
 
 def problems(found: Sequence[Foreign]) -> Iterator[Problem]:

@@ -18,7 +18,7 @@ from wdstools.interop import foreign
 from wdstools.interop.claims import Claim, Field
 from wdstools.interop.detect import AISTORE_SEED, claim_file
 from wdstools.interop.foreign import Options, Written, wrong
-from wdstools.interop.members import Members, each, exact_names, first_rows, read_members, rows_of
+from wdstools.interop.members import Members, write_each
 from wdstools.samples import split_name
 
 HEAD = b"\1\0\1"
@@ -44,18 +44,7 @@ def export(index: Index, options: Options) -> Written:
                 f"{path}: is where Energon and Lhotse have theirs; give another folder with --output"
             )
         claim_file(path, "aistore", options.overwrite, url)
-
-    first = first_rows(index)
-
-    def one(number: int) -> None:
-        rows = rows_of(index, number, first)
-        members = read_members(rows.url)
-        exact_names(index, rows, members)
-        batch.put(paths[number], encode(members, rows.url))
-
-    with foreign.Batch() as batch:
-        for _ in each(index, one, options.workers, options.progress):
-            pass
+    write_each(index, paths, encode, options)
     note = "the checksum of the object is left out, so an AIS that compares it builds the index anew"
     return Written(paths, [f"{options.output}: {note}"])
 

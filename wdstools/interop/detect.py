@@ -39,7 +39,7 @@ def kind(path: str, shard: str | None = None) -> str:
     with open(path, "rb") as file:
         head = file.read(HEAD)
     nbytes = os.path.getsize(path)
-    if re.match(rb"v1\.[12]\s+[0-9]+\s", head):
+    if is_dali(head):
         return "dali"
     if head.startswith(b"PAR1"):
         return "parquet"
@@ -56,6 +56,11 @@ def kind(path: str, shard: str | None = None) -> str:
     if nbytes >= 8 and nbytes % 8 == 0:
         return _offsets_kind(path, shard)
     return "unknown"
+
+
+def is_dali(head: bytes) -> bool:
+    """Say whether a file begins as DALI's indexes do."""
+    return re.match(rb"v1\.[12]\s+[0-9]+\s", head) is not None
 
 
 def _sqlite_kind(path: str) -> str:

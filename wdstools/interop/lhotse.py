@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
+from wdstools.columns import Array
 from wdstools.errors import UnsupportedError
 from wdstools.index import Index
 from wdstools.interop import foreign
 from wdstools.interop.claims import Claim
 from wdstools.interop.detect import claim_file
 from wdstools.interop.foreign import Options, Written, stale, wrong
-from wdstools.interop.members import Members, each, exact_names, first_rows, read_members, rows_of
+from wdstools.interop.members import Members, read_members, write_each
 
 
 def index_path(shard: str) -> str:
@@ -24,18 +25,7 @@ def export(index: Index, options: Options) -> Written:
     paths = foreign.beside(index.shards.url, options, "Lhotse", index_path)
     for path, url in zip(paths, index.shards.url, strict=True):
         claim_file(path, "lhotse", options.overwrite, url)
-
-    first = first_rows(index)
-
-    def one(number: int) -> None:
-        rows = rows_of(index, number, first)
-        members = read_members(rows.url)
-        exact_names(index, rows, members)
-        batch.put(paths[number], encode(members, rows.url))
-
-    with foreign.Batch() as batch:
-        for _ in each(index, one, options.workers, options.progress):
-            pass
+    write_each(index, paths, encode, options)
     return Written(paths)
 
 
@@ -49,7 +39,12 @@ def encode(members: Members, url: str) -> bytes:
         at = int(members.starts[long[0]])
         why = "Lhotse's reader takes no PAX or long name header; wds-shard writes shards without"
         raise UnsupportedError(why, url, at)
-    return np.append(members.starts[::2], np.uint64(members.shard_nbytes)).astype("<u8").tobytes()
+    return offsets(members.starts, members.shard_nbytes)
+
+
+def offsets(starts: Array, nbytes: int) -> bytes:
+    """Return the bytes of the index of a shard of this size, from where its members begin."""
+    return np.append(starts[::2], np.uint64(nbytes)).astype("<u8").tobytes()
 
 
 def read(path: str, shard: str) -> Claim:
@@ -63,6 +58,6 @@ def read(path: str, shard: str) -> Claim:
     if values[-1] != members.shard_nbytes:
         note = ": it is Energon's: import --from energon" if values[-1] == members.end else ""
         stale(path, shard, f"it has {members.shard_nbytes} bytes, not {values[-1]}{note}")
-    if len(members.starts) % 2 or not np.array_equal(values[:-1], members.starts[::2]):
+    if len(members.starts) % 2 or data != offsets(members.starts, members.shard_nbytes):
         stale(path, shard, "its pairs of members begin elsewhere")
     return Claim(shard, path, nbytes=int(values[-1]))

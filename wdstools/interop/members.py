@@ -20,6 +20,7 @@ from wdstools import _core
 from wdstools.columns import Array, concat, one_chunk, take_fields, text_array
 from wdstools.errors import ShardError, StaleIndexError
 from wdstools.index import Index
+from wdstools.interop.foreign import Batch, Options
 from wdstools.samples import split_name
 from wdstools.storage import Whole, open_source
 
@@ -227,3 +228,19 @@ def each(
             for future in waiting:
                 if future is not None:
                     future.cancel()
+
+
+def write_each(index: Index, paths: list[str], encode: Callable[[Members, str], bytes], options: Options) -> None:
+    """Write a file for every shard, all or none: what `encode` makes of its members, which are compared with its rows,
+    and its URL. Raises as exact_names()."""
+    first = first_rows(index)
+
+    def one(number: int) -> None:
+        rows = rows_of(index, number, first)
+        members = read_members(rows.url)
+        exact_names(index, rows, members)
+        batch.put(paths[number], encode(members, rows.url))
+
+    with Batch() as batch:
+        for _ in each(index, one, options.workers, options.progress):
+            pass
