@@ -36,6 +36,7 @@ MODULES = {  # of rooms that are more than one module
     " remote obstores fsspecs uploads httpclient httpfolders cache blocks",
     "index": "shardtable indexfile rowbatches",
     "build": "merge checksums",
+    "writer": "openshard",
     "dataset": "access fetching finding served",
     "loader": "sampler parcel streaming shardorder workers",
     "compat": "gopen",

@@ -24,7 +24,7 @@ from wdstools import ShardWriter, tar
 from wdstools.build import build, check
 from wdstools.errors import DestinationError, EncodeError, SourceError
 from wdstools.index import Index
-from wdstools.writer import MTIME, Packer, ShardFile, check_pattern, existing_shards, part_name, sample_nbytes
+from wdstools.writer import Packer, ShardFile, check_pattern, existing_shards, part_name, sample_nbytes
 
 Sample = dict[str, Any]
 
@@ -79,7 +79,7 @@ def test_read_back_by_everybody(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "t-001.tar") as archive:
         members = archive.getmembers()
         assert [m.name for m in members[:4]] == [f"dir/010.{f}" for f in ("cls", "json", "png", "txt")]
-        assert {(m.mtime, m.mode & 0o444, m.type) for m in members} == {(MTIME, 0o444, b"0")}
+        assert {(m.mtime, m.mode & 0o444, m.type) for m in members} == {(tar.MTIME, 0o444, b"0")}
         assert not any(m.pax_headers for m in members)
 
 

@@ -10,6 +10,7 @@ from wdstools import _core
 
 BLOCK = 512
 END_MARKER = 2 * BLOCK  # two zero blocks end an archive
+MTIME = 946_684_800  # 2000-01-01: of every member that is written, so that the same samples give the same bytes
 
 TYPES = {
     "f": "file",

@@ -11,8 +11,9 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from wdstools import _core, encode, tar, urls
+from wdstools import encode, tar, urls
 from wdstools.errors import DestinationError
+from wdstools.openshard import OpenShard
 from wdstools.samples import Sample
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
 _NUMBER = re.compile(r"%(?:0[1-9][0-9]*)?d")
 _COMPRESSED = re.compile(r"\.(?:tgz|tzst|tbz2?|txz|gz|zst|bz2|xz)$", re.IGNORECASE)
-MTIME = 946_684_800  # 2000-01-01: of every member, so that the same samples give the same bytes
 
 Value = bytes | bytearray | memoryview | tuple[str | os.PathLike[str], int]
 """The payload of a field: bytes, or (path, nbytes) of a file to copy; nbytes -1 takes whatever it has."""
@@ -32,7 +32,7 @@ def sample_nbytes(key: str, fields: Mapping[str, int]) -> int:
     return sum(tar.member_nbytes(f"{key}.{name}", nbytes) for name, nbytes in fields.items())
 
 
-class ShardFile:
+class ShardFile(OpenShard):
     """One shard on its way: written under a temporary name beside its place, and renamed by commit().
 
     `part`: also save the index of this shard under part_name(path), which is there before the shard is.
@@ -59,14 +59,11 @@ class ShardFile:
         attempt: str = "",
         behind: bool = True,
     ) -> None:
-        self.path = os.fspath(path)
-        self._lift, self._part, self._mtime, self._sync = lift, part, mtime, sync
-        self.metadata: dict[str, str] = {}  # of the part
-        self.rows: list[int] = []  # of other indexes, from which samples were copied
-        self.columns: Callable[[Sequence[int], Index], Mapping[str, Any]] | None = None  # of these rows, for the index
-        self._temporary = _hidden(self.path, f"{attempt and '.'}{attempt}.tmp")
-        self._fd = os.open(self._temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
-        self._core = _core.Writer(self._fd, MTIME, checksum=checksum, behind=behind, **(core or {}))
+        path = os.fspath(path)
+        self._part, self._mtime, self._sync = part, mtime, sync
+        self._temporary = _hidden(path, f"{attempt and '.'}{attempt}.tmp")
+        fd = os.open(self._temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+        super().__init__(path, fd, lift, checksum=checksum, behind=behind, **(core or {}))
 
     def write(self, key: str, fields: dict[str, Value]) -> int:
         """Append a sample, fields sorted by name, and return its bytes in the shard."""
@@ -81,28 +78,12 @@ class ShardFile:
         """Append a sample dict, encoded; None, and nothing is written, where it would pass maxcount or maxsize."""
         return self._core.add(sample)
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes so far, with the end marker."""
-        return self._core.nbytes + tar.END_MARKER
-
-    @property
-    def nsamples(self) -> int:
-        return self._core.nsamples
-
     def commit(self) -> Index:
         """Finish the shard, put it into its place and return its index."""
-        from wdstools import build
-
         columns = self._core.finish()
         if self._sync:
             os.fsync(self._fd)
-        index = build.from_columns(columns, self.path, fd=self._fd, lift=self._lift)
-        if self.columns is not None:
-            build.add_columns(index, self.columns(self.rows, index))
-        index.metadata.update(self.metadata)
-        if not self._mtime:
-            index.shards.mtime = [0]
+        index = self._index(columns, self.path, self._mtime)
         if self._part:
             index.save(part_name(self.path), sync=self._sync)
         os.close(self._fd)

@@ -10,11 +10,12 @@ import ctypes
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, TypeAlias
 
-from wdstools import _core, tar, writer
+from wdstools import tar, writer
 from wdstools.convert import place
+from wdstools.openshard import OpenShard
 
 if TYPE_CHECKING:
     from wdstools.columns import Lift
@@ -26,21 +27,15 @@ _PUNCH = 3  # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
 _PIECE = 4 << 20
 
 
-class UploadedShard:
+class UploadedShard(OpenShard):
     """As writer.ShardFile with `part` and without `mtime`, for a shard with a URL. What lies under its name must have
     been removed before. The part is written before the shard appears."""
 
     def __init__(self, url: str, *, lift: Lift = (), checksum: int = 0) -> None:
-        self.path = url
-        self.metadata: dict[str, str] = {}
-        self.rows: list[int] = []  # as in ShardFile
-        self.columns: Callable[[Sequence[int], Index], Mapping[str, Any]] | None = None
-        self._lift = list(lift)
+        super().__init__(url, os.memfd_create("shard", os.MFD_CLOEXEC), list(lift), checksum=checksum)
         self._lifted = {name.partition(":")[0] for name in self._lift}
         self._kept: list[tuple[int, int]] = []  # byte ranges that the index wants, when all is sent
         self._store, self._name = place.bucket(url)
-        self._fd = os.memfd_create("shard", os.MFD_CLOEXEC)
-        self._core = _core.Writer(self._fd, writer.MTIME, checksum=checksum)
         self._ready: queue.Queue[int] = queue.Queue()  # bytes that may be sent: ever more; -1: there is no more
         self._given = 0
         self._sent = 0
@@ -127,27 +122,11 @@ class UploadedShard:
             start = max(start, last)
         return end
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes so far, with the end marker."""
-        return self._core.nbytes + tar.END_MARKER
-
-    @property
-    def nsamples(self) -> int:
-        return self._core.nsamples
-
     def commit(self) -> Index:
         """Send the rest, save the part, let the shard appear, and return its index."""
-        from wdstools import build
-
         columns = self._core.finish()
         self._give(columns["nbytes"])  # under way while the index is made; it appears only after the part
-        name = os.path.basename(self.path)
-        index = build.from_columns(columns, os.path.join("/", name), fd=self._fd, lift=self._lift)
-        if self.columns is not None:
-            build.add_columns(index, self.columns(self.rows, index))
-        index.shards.mtime = [0]
-        index.metadata.update(self.metadata)
+        index = self._index(columns, os.path.join("/", os.path.basename(self.path)), mtime=False)
         place.write(writer.part_name(self.path), index.dumps("/").to_pybytes())
         self._ready.put(_DONE)
         self._join()

@@ -7,7 +7,6 @@ from typing import Any
 
 from wdstools import tar
 from wdstools.errors import TruncatedError
-from wdstools.writer import MTIME
 
 SMALL = 256 << 10  # payloads that are put together in memory
 BUFFER = 4 << 20
@@ -25,7 +24,7 @@ class ShardCopy:
 
     def member(self, name: bytes, offset: int, nbytes: int) -> None:
         """Append a member with this name and bytes [offset, offset + nbytes) of the file."""
-        self._out.write(tar.format_header(name.decode("utf-8", "surrogateescape"), nbytes, MTIME))
+        self._out.write(tar.format_header(name.decode("utf-8", "surrogateescape"), nbytes, tar.MTIME))
         end = offset + nbytes
         while offset < end:
             data = os.pread(self._fd, min(end - offset, SMALL), offset)

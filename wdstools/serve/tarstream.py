@@ -20,12 +20,11 @@ from wdstools.samples import Sample
 from wdstools.serve.blobs import LocalBlob
 from wdstools.serve.samplesets import SampleSet
 from wdstools.serve.sending import FileSpan, Piece
-from wdstools.tar import END_MARKER, format_header, padded
+from wdstools.tar import END_MARKER, MTIME, format_header, padded
 
 GROUP = 4 << 20  # bytes of samples that are made ready while others are sent
 MOST = 1024  # samples of them
 LARGE = 48 << 10  # bytes from which the kernel sends a sample
-MTIME = 946_684_800  # 2000-01-01: of members that are made here
 
 Place: TypeAlias = tuple[str, int, int, int]  # key, shard, start, end
 Wait: TypeAlias = Callable[..., "asyncio.Future[list[Piece]]"]
