@@ -15,8 +15,8 @@ from wdstools.doctor.survey import (
     END,
     LITTER,
     LONE,
-    NONE,
     PADDING,
+    RESERVED,
     SHIFT,
     TRAILING,
     TRUNCATED,
@@ -29,7 +29,6 @@ Array = np.ndarray[Any, Any]
 
 MOST = 100  # places of damage that are told one by one
 CUT_HEADER = "truncated in a header"
-RESERVED = ("__key__", "__url__", "__local_path__")
 
 
 def examine(survey: Survey) -> list[Problem]:
@@ -78,8 +77,7 @@ def _mark(survey: Survey, mark: Mark, number: int) -> Iterator[Problem]:
     elif mark.kind == END and goes_on and not survey.is_marker(number):
         yield Problem("zeros", url, "zeros between members", mark.at, lost, detail=detail)
     elif mark.kind == END and goes_on:
-        follows = survey.marks[number + 1] if number + 1 < len(survey.marks) else None
-        at = follows.end if follows and follows.kind == TRAILING and follows.start == mark.end else mark.end
+        at = survey.past_marker(number)
         reason = f"another archive follows its end-of-archive marker, at byte {at}: readers stop at the marker"
         yield Problem("concatenated", url, reason, mark.at, detail=detail)
 
@@ -100,36 +98,20 @@ def _payloads(survey: Survey) -> Iterator[Problem]:
 
 
 def _members(survey: Survey) -> Iterator[Problem]:
-    sparse = survey.fields[survey.types[survey.fields] == ord("S")]
-    if len(sparse):
-        first = int(sparse[0])
+    if len(survey.sparse):
+        first = int(survey.sparse[0])
         reason = f"sparse member, which cannot be a field: {survey.name(first)!r}"
-        yield Problem("sparse", survey.url, reason, int(survey.headers[first]), len(sparse))
-    try:
-        survey.names.decode()
-        cut = False  # a name that ends inside of a character
-    except UnicodeDecodeError:
-        cut = True
-    if cut:
-        bad = [i for i in survey.fields.tolist() if not _is_text(survey.raw_name(i))]
-        if bad:
-            reason = f"a member name that is not UTF-8 has no place in an index: {survey.name(bad[0])!r}"
-            reason = reason.encode("utf-8", "backslashreplace").decode()
-            yield Problem("name", survey.url, reason, int(survey.headers[bad[0]]), len(bad))
+        yield Problem("sparse", survey.url, reason, int(survey.headers[first]), len(survey.sparse))
+    if bad := survey.not_text:
+        reason = f"a member name that is not UTF-8 has no place in an index: {survey.name(bad[0])!r}"
+        reason = reason.encode("utf-8", "backslashreplace").decode()
+        yield Problem("name", survey.url, reason, int(survey.headers[bad[0]]), len(bad))
     for code, ext in enumerate(survey.exts):
         if ext in RESERVED:
             hits = np.flatnonzero(survey.codes == code)
             if len(hits):
                 reason = f"a field has the reserved name {ext}"
                 yield Problem("name", survey.url, reason, int(survey.headers[hits[0]]), len(hits))
-
-
-def _is_text(raw: bytes) -> bool:
-    try:
-        raw.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 def repeated_fields(survey: Survey) -> Array:
@@ -223,6 +205,3 @@ def signatures(survey: Survey) -> dict[frozenset[str], tuple[int, int]]:
         before = found.get(exts, (0, group))
         found[exts] = before[0] + n, before[1]
     return found
-
-
-__all__ = ["NONE", "codes_of", "examine", "repeated_fields", "returning_groups", "signatures"]

@@ -22,6 +22,7 @@ DAMAGE, SHIFT, ZEROS, END, TRAILING, TRUNCATED, LONE = range(1, 8)
 # flags of members: the payload is not all there; the bytes behind it are not zero from the first on; or later on
 CUT, PADDING, LITTER = 1, 2, 4
 NONE = 0xFFFFFFFF  # the code of a member that is no field
+RESERVED = ("__key__", "__url__", "__local_path__")  # no names for fields
 BLOCK = 512
 RECORD = 20 * BLOCK
 
@@ -95,6 +96,13 @@ class Survey:
         begin = self._begins[number]
         return mark.end - mark.start == 2 * BLOCK or self.is_padded(mark, begin)
 
+    def past_marker(self, number: int) -> int:
+        """Where what begins with a mark of zeros ends: bytes may trail it."""
+        mark = self.marks[number]
+        follows = self.marks[number + 1] if number + 1 < len(self.marks) else None
+        trailed = follows is not None and follows.kind == TRAILING and follows.start == mark.end
+        return follows.end if trailed and follows else mark.end
+
     @cached_property
     def _begins(self) -> list[int]:
         """Per mark, where the archive that it is in begins."""
@@ -127,6 +135,19 @@ class Survey:
         return np.flatnonzero(self.codes != NONE)
 
     @cached_property
+    def sparse(self) -> Array:
+        """The fields that are sparse members."""
+        found: Array = self.fields[self.types[self.fields] == ord("S")]
+        return found
+
+    @cached_property
+    def not_text(self) -> list[int]:
+        """The fields whose names are not UTF-8."""
+        if _is_text(self.names):
+            return []
+        return [member for member in self.fields.tolist() if not _is_text(self.raw_name(member))]
+
+    @cached_property
     def firsts(self) -> Array:
         """Positions in `fields` at which another group begins: adjacent members with one key."""
         hashes, lens = self.hashes[self.fields], self.key_lens[self.fields]
@@ -153,6 +174,14 @@ class Survey:
         """The group of each of `fields`."""
         lengths = np.diff(np.append(self.firsts, len(self.fields)))
         return np.repeat(np.arange(len(self.firsts)), lengths)
+
+
+def _is_text(raw: bytes) -> bool:
+    try:
+        raw.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def take(source: Source) -> Survey:
