@@ -3,59 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import tempfile
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import IO, Any
-
-import numpy as np
+from typing import IO
 
 from wdstools import _core, build, sets, urls
 from wdstools.doctor import survey as surveys
 from wdstools.doctor.copying import ShardCopy
+from wdstools.doctor.keeping import Keys
 from wdstools.doctor.newfolder import new_folder
+from wdstools.doctor.repaired import Repaired, text
 from wdstools.doctor.salvage import Salvage, Sample, judge, salvage
 from wdstools.doctor.survey import Survey
 from wdstools.errors import ChangedError, DestinationError, ShardError, SourceError
 from wdstools.storage import Whole, open_source
 
-Array = np.ndarray[Any, Any]
-
-KEEP = ("first", "last", "rename")
-REPORT = "repair.json"
 SPOOL = 4 << 20
-
-
-@dataclass(frozen=True)
-class Lost:
-    """What was not written. `shard`, `offset`: where it was; `member`, `key`: None where they are not known."""
-
-    shard: str
-    key: str | None
-    member: str | None
-    offset: int | None
-    nbytes: int | None
-    reason: str
-
-
-@dataclass
-class Repaired:
-    """What a repair did. `shards`: the paths written; `dropped`: duplicates that were left out, by --keep; `renamed`:
-    new keys; `partial`: keys of samples that were written without their damaged members; `won`: bytes of headers."""
-
-    shards: list[str] = field(default_factory=list)
-    indexes: list[str] = field(default_factory=list)
-    samples: int = 0
-    lost: list[Lost] = field(default_factory=list)
-    dropped: list[Lost] = field(default_factory=list)
-    renamed: list[dict[str, str]] = field(default_factory=list)
-    partial: list[str] = field(default_factory=list)
-    won: int = 0
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def repair(
@@ -76,14 +41,13 @@ def repair(
     Raises SourceError for duplicate keys without `keep` and shards of one name, DestinationError, StoreError,
     ChangedError where a shard changes meanwhile.
     """
-    if keep is not None and keep not in KEEP:
-        raise ValueError(f"keep={keep!r} is not first, last or rename")
+    keys = Keys(keep)
     names = _names(shards)
-    _check_destination(out, shards, names)
+    _check_destination(out, shards)
     with new_folder(out) as folder:
-        job = _Job(keep, partial, folder)
-        for number, url in enumerate(shards):
-            job.look(number, url)
+        job = _Job(keys, partial, folder)
+        for url in shards:
+            job.look(url)
             progress(1)
         job.settle(shards)
         for number, url in enumerate(shards):
@@ -114,7 +78,7 @@ def _names(shards: Sequence[str]) -> list[str]:
     return list(names)
 
 
-def _check_destination(out: str, shards: Sequence[str], names: Sequence[str]) -> None:
+def _check_destination(out: str, shards: Sequence[str]) -> None:
     if urls.scheme(out) != "file":
         raise DestinationError(f"{out}: repaired shards are written to a local folder")
     folder = os.path.realpath(out)
@@ -129,19 +93,13 @@ def _check_destination(out: str, shards: Sequence[str], names: Sequence[str]) ->
 class _Job:
     """One repair. All shards are looked at first: others tell whether a sample is whole, or there twice."""
 
-    def __init__(self, keep: str | None, partial: bool, folder: str) -> None:
-        self.keep, self.partial, self.folder = keep, partial, folder
+    def __init__(self, keys: Keys, partial: bool, folder: str) -> None:
+        self.keys, self.partial, self.folder = keys, partial, folder
         self.done = Repaired()
         self._sets: dict[frozenset[str], int] = {}
         self._prints: list[int] = []
-        self._hashes: list[Array] = []  # of the keys that a shard may give
-        self._twice: set[int] = set()
-        self._known: Array = np.zeros(0, np.uint64)
-        self._last: dict[bytes, tuple[int, int]] = {}  # key -> the shard and the place in it of its last sample
-        self._given: set[bytes] = set()  # of those that are there more than once
-        self._fresh: set[bytes] = set()
 
-    def look(self, number: int, url: str) -> None:
+    def look(self, url: str) -> None:
         """Note what the sets of fields and the keys of a shard are."""
         with self._opened(url) as (fd, survey):
             saved = salvage(survey, fd)
@@ -149,37 +107,18 @@ class _Job:
         for fields, count in saved.sets().items():
             if fields in self._sets or len(self._sets) < 1000:
                 self._sets[fields] = self._sets.get(fields, 0) + count
-        keys = [_core.hash_key(sample.key) for sample in saved.samples if self._usable(sample)]
-        self._hashes.append(np.array(keys, np.uint64))
-
-    def _usable(self, sample: Sample) -> bool:
-        return bool(sample.good) if self.partial else not sample.bad
+        self.keys.add(sample.key for sample in saved.samples if (sample.good if self.partial else not sample.bad))
 
     def settle(self, shards: Sequence[str]) -> None:
         """Find the duplicates. Raises SourceError where nothing says what is to become of them."""
-        every = np.concatenate(self._hashes) if self._hashes else np.zeros(0, np.uint64)
-        self._known, counts = np.unique(every, return_counts=True)
-        self._twice = set(self._known[counts > 1].tolist())
-        if not self._twice:
-            return
-        seen: set[bytes] = set()
-        example: tuple[bytes, str] | None = None
-        for number, url in enumerate(shards):
-            if not self._twice & set(self._hashes[number].tolist()):
-                continue
-            with self._opened(url) as (fd, survey):
+        for number in self.keys.count():
+            with self._opened(shards[number]) as (fd, survey):
                 for place, sample in enumerate(self._judged(salvage(survey, fd))):
-                    if not self._wanted(sample) or _core.hash_key(sample.key) not in self._twice:
-                        continue
-                    if sample.key in seen and example is None:
-                        example = sample.key, url
-                    seen.add(sample.key)
-                    self._last[sample.key] = number, place
-        if example is not None and self.keep is None:
-            raise SourceError(
-                f"{example[1]}: key {_text(example[0])!r} is there more than once: "
-                "say --keep first, --keep last or --keep rename"
-            )
+                    if self._wanted(sample) and not self.keys.see(sample.key, number, place):
+                        raise SourceError(
+                            f"{survey.url}: key {text(sample.key)!r} is there more than once: "
+                            "say --keep first, --keep last or --keep rename"
+                        )
 
     def _judged(self, saved: Salvage) -> list[Sample]:
         judge(saved, self._sets)
@@ -195,23 +134,13 @@ class _Job:
                 raise ChangedError(f"{url}: changed while it was repaired; do it again")
             saved = salvage(survey, fd)
             samples = self._judged(saved)
-            self._list_holes(saved)
+            self.done.lose_holes(saved)
             chosen = list(self._choose(number, survey, samples))
             if not chosen:
                 return
-            others = iter(saved.others)
-            other = next(others, None)
             with ShardCopy(path, fd, url) as copy:
-                for sample, key in chosen:
-                    while other is not None and other < sample.good[0]:
-                        copy.member(survey.raw_name(other), int(survey.offsets[other]), int(survey.sizes[other]))
-                        other = next(others, None)
-                    for member in sample.good:
-                        name = key + survey.raw_name(member)[len(sample.key) :]
-                        copy.member(name, int(survey.offsets[member]), int(survey.sizes[member]))
-                while other is not None:
-                    copy.member(survey.raw_name(other), int(survey.offsets[other]), int(survey.sizes[other]))
-                    other = next(others, None)
+                for member, name in _members(saved, chosen):
+                    copy.member(name, int(survey.offsets[member]), int(survey.sizes[member]))
             self.done.won += max(0, survey.pax_bytes)
         self.done.shards.append(path)
         self.done.samples += len(chosen)
@@ -219,63 +148,19 @@ class _Job:
     def _choose(self, number: int, survey: Survey, samples: Sequence[Sample]) -> Iterator[tuple[Sample, bytes]]:
         """The samples to write, each with the key that it gets."""
         for place, sample in enumerate(samples):
-            self._list_members(survey, sample)
-            if not self._wanted(sample):
+            wanted = self._wanted(sample)
+            self.done.lose_members(survey, sample, wanted)
+            if not wanted:
                 continue
             if sample.bad or sample.why:
-                self.done.partial.append(_text(sample.key))
-            if sample.key not in self._last:  # there once
-                yield sample, sample.key
-            elif self.keep == "rename":
-                yield sample, self._renamed(survey.url, sample)
-            elif self._last[sample.key] == (number, place) if self.keep == "last" else sample.key not in self._given:
-                self._given.add(sample.key)
-                yield sample, sample.key
-            else:
-                self._drop(survey, sample)
-
-    def _renamed(self, url: str, sample: Sample) -> bytes:
-        if sample.key not in self._given:
-            self._given.add(sample.key)
-            return sample.key
-        count = 2
-        while (key := sample.key + b"-%d" % count) in self._fresh or self._is_known(key):
-            count += 1
-        self._fresh.add(key)
-        self.done.renamed.append({"shard": url, "key": _text(sample.key), "to": _text(key)})
-        return key
-
-    def _is_known(self, key: bytes) -> bool:
-        wanted = np.uint64(_core.hash_key(key))
-        at = int(np.searchsorted(self._known, wanted))
-        return at < len(self._known) and bool(self._known[at] == wanted)
-
-    def _drop(self, survey: Survey, sample: Sample) -> None:
-        member = sample.members[0]
-        nbytes = sum(int(survey.sizes[m]) for m in sample.members)
-        offset = int(survey.starts[member])
-        reason = f"another sample has its key, and --keep {self.keep} prefers that"
-        self.done.dropped.append(Lost(survey.url, _text(sample.key), None, offset, nbytes, reason))
-
-    def _list_holes(self, saved: Salvage) -> None:
-        for hole in saved.holes:
-            if hole.hard and hole.end > hole.start:
-                nbytes = hole.end - hole.start
-                self.done.lost.append(Lost(saved.survey.url, None, hole.name, hole.start, nbytes, hole.reason))
-
-    def _list_members(self, survey: Survey, sample: Sample) -> None:
-        key = _text(sample.key)
-        for member, reason in sample.bad.items():
-            offset, nbytes = int(survey.headers[member]), int(survey.sizes[member])
-            self.done.lost.append(Lost(survey.url, key, survey.name(member), offset, nbytes, reason))
-        if self._wanted(sample):
-            return
-        others = f"member {survey.name(next(iter(sample.bad)))!r} of it is damaged" if sample.bad else ""
-        for member in sample.good:
-            offset, nbytes = int(survey.headers[member]), int(survey.sizes[member])
-            self.done.lost.append(
-                Lost(survey.url, key, survey.name(member), offset, nbytes, sample.why or others or "it is not whole")
-            )
+                self.done.partial.append(text(sample.key))
+            key = self.keys.choose(sample.key, number, place)
+            if key is None:
+                self.done.drop(survey, sample, self.keys.keep)
+                continue
+            if key != sample.key:
+                self.done.renamed.append({"shard": survey.url, "key": text(sample.key), "to": text(key)})
+            yield sample, key
 
     def finish(self, folder: str, out: str) -> None:
         """Index the new shards, which reads them as strictly as any reader, and write the report."""
@@ -287,9 +172,7 @@ class _Job:
             raise ShardError(f"{found} samples came out, and not {self.done.samples}: nothing is kept", out)
         for paths in (self.done.shards, self.done.indexes):
             paths[:] = [os.path.join(out, os.path.relpath(path, folder)) for path in paths]
-        with open(os.path.join(folder, REPORT), "w", encoding="utf-8", errors="backslashreplace") as file:
-            json.dump(self.done.to_json(), file, indent=1, ensure_ascii=False)
-            file.write("\n")
+        self.done.save(folder)
 
     @contextlib.contextmanager
     def _opened(self, url: str) -> Iterator[tuple[int, Survey]]:
@@ -301,6 +184,18 @@ class _Job:
             else:
                 fd = _spool(Whole(source), stack, self.folder)
             yield fd, surveys.of_columns(_core.survey(fd), url)
+
+
+def _members(saved: Salvage, chosen: Sequence[tuple[Sample, bytes]]) -> Iterator[tuple[int, bytes]]:
+    """Yield the members to write, with their names: those of samples, and between them the others, as they stood."""
+    survey, others = saved.survey, deque(saved.others)
+    for sample, key in chosen:
+        while others and others[0] < sample.good[0]:
+            yield others[0], survey.raw_name(others.popleft())
+        for member in sample.good:
+            yield member, key + survey.raw_name(member)[len(sample.key) :]
+    for other in others:
+        yield other, survey.raw_name(other)
 
 
 def _spool(whole: Whole, stack: contextlib.ExitStack, folder: str) -> int:
@@ -317,7 +212,3 @@ def _spool(whole: Whole, stack: contextlib.ExitStack, folder: str) -> int:
 def _fingerprint(survey: Survey) -> int:
     text = survey.names + survey.headers.tobytes() + survey.sizes.tobytes() + str(survey.nbytes).encode()
     return _core.hash_key(text)
-
-
-def _text(raw: bytes) -> str:
-    return raw.decode("utf-8", "backslashreplace")

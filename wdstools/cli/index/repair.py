@@ -38,8 +38,8 @@ def repair(shards: tuple[str, ...], out: str, keep: str | None, partial: bool, a
     Exit status: 0 all samples were saved, 1 some were not (what could be is written), 2 wrong usage.
     """
     from wdstools import sets
-    from wdstools.doctor.repair import REPORT
     from wdstools.doctor.repair import repair as run
+    from wdstools.doctor.repaired import REPORT
     from wdstools.index import SUFFIX, Index
 
     names: list[str] = []
