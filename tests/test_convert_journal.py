@@ -17,7 +17,7 @@ from wdstools.convert import journal, place
 from wdstools.convert.description import difference
 from wdstools.convert.destination import Target
 from wdstools.convert.local import convert
-from wdstools.convert.options import Options, Skipped
+from wdstools.convert.options import Options
 from wdstools.errors import DestinationError
 from wdstools.index import Index
 
@@ -339,26 +339,6 @@ def test_files_appear_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(OSError, match="No space"):
         place.write(str(tmp_path / "f"), b"new")
     assert everything(tmp_path) == {"f": b"old"}
-
-
-def test_what_was_left_out_of_two_sets_in_one_folder(tmp_path: Path) -> None:
-    a, b = (journal.Job([Target("", f"{tmp_path}/{n}-%d.tar")], {}, False) for n in "ab")
-    path = tmp_path / "skipped.jsonl"
-    put(tmp_path, {"skipped.jsonl": b"not ours\n"})
-    a.put_skipped([Skipped("k", "file\udcff", "why"), Skipped("l", "f", "why")])
-    b.put_skipped([Skipped("m", "f", "why")])
-    a.put_skipped([Skipped("k", "file", "why")])
-    lines = path.read_text().splitlines()
-    assert lines[0] == "not ours"
-    assert [tuple(json.loads(line).values()) for line in lines[1:]] == [
-        ("m", "f", "why", "b"),
-        ("k", "file", "why", "a"),
-    ]
-    path.write_text("".join(line + "\n" for line in lines[1:]))
-    a.put_skipped([])
-    assert len(path.read_text().splitlines()) == 1
-    b.put_skipped([])
-    assert not path.exists()
 
 
 def test_two_sets_with_other_class_numbers_cannot_share_a_folder(tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ the journal, or than a finished index, has been changed since.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import tempfile
@@ -19,10 +18,12 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from wdstools import urls, writer
+from wdstools import writer
 from wdstools.convert import destination, place
 from wdstools.convert.description import difference
 from wdstools.convert.destination import Target
+from wdstools.convert.filelock import FileLock
+from wdstools.convert.finished import Finished, check_shards, strangers
 from wdstools.convert.options import Skipped
 from wdstools.convert.shards import JOB
 from wdstools.errors import DestinationError, IndexFileError, NotFoundError
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from wdstools.index import Index
 
 _FETCHES = 16  # parts that come from a bucket at once
-METADATA = "wds.job"
 SKIPPED = "wds.skipped"
 COVERS = "wds.covers"  # of a part whose samples were computed: the digest of what is planned for its shard
 
@@ -60,9 +60,9 @@ class Job:
         self.stem = stem
         self.path = os.path.join(self.folder, f".{stem}{JOB}")
         self.state = "fresh"
-        self._fd = -1
-        self._held: Lock | None = None
-        self._jobs: dict[str, dict[str, Any] | None] = {}
+        self._file: FileLock | None = None  # of a local folder
+        self._held: Lock | None = None  # of a bucket
+        self._finished = Finished()
 
     def open(self, dry: bool = False) -> Job:
         """Look at the destination, and unless `dry` lock it and make it ready for writing.
@@ -75,7 +75,7 @@ class Job:
             self._held = Lock(self.path.removesuffix(JOB) + ".wdslock", self.overwrite)
         elif not dry:
             os.makedirs(self.folder, exist_ok=True)
-            self._lock()
+            self._file = FileLock(self.path)
         try:
             self._settle(dry)
         except BaseException:
@@ -93,12 +93,9 @@ class Job:
                     place.remove(self.path)
             finally:
                 held.close()
-        if self._fd >= 0:
-            if remove or os.fstat(self._fd).st_size == 0:
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(self.path)
-            os.close(self._fd)
-            self._fd = -1
+        if self._file is not None:
+            file, self._file = self._file, None
+            file.close(remove=remove)
 
     @property
     def owner(self) -> tuple[str, str]:
@@ -109,22 +106,6 @@ class Job:
         """Ask whether this destination is still ours. Raises DestinationError."""
         if self._held is not None:
             self._held.check()
-
-    def _lock(self) -> None:
-        while True:
-            self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-            try:
-                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                os.close(self._fd)
-                self._fd = -1
-                raise DestinationError(f"{self.path}: another wds-shard is at work on this destination") from None
-            except OSError:
-                return  # a file system without locks
-            with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(os.stat(self.path), os.fstat(self._fd)):
-                    return
-            os.close(self._fd)  # the job that held it has just removed it
 
     def _settle(self, dry: bool) -> None:
         old = self._read()
@@ -208,57 +189,28 @@ class Job:
         journal = {**self.description, "patterns": names}
         if self.saved is not None:
             journal["plan"] = self.saved.to_json()
-        if self._held is not None:
+        if self._file is None:
             place.write(self.path, json.dumps({**journal, "newest": self.newest[0]}).encode())
-            return
-        data = json.dumps(journal).encode()
-        os.ftruncate(self._fd, 0)
-        view = memoryview(data)
-        while view:
-            view = view[os.pwrite(self._fd, view, len(data) - len(view)) :]
-        os.fsync(self._fd)
+        else:
+            self._file.write(json.dumps(journal).encode())
 
     @property
     def text(self) -> str:
         """The job as the indexes keep it."""
         return json.dumps(self.description, sort_keys=True)
 
-    def _job_of(self, target: Target) -> dict[str, Any] | None:
-        """The job that wrote the index of a target: None without an index, {} for one that says nothing."""
-        if target.index_path not in self._jobs:
-            self._jobs[target.index_path] = self._read_job(target)
-        return self._jobs[target.index_path]
-
-    def _read_job(self, target: Target) -> dict[str, Any] | None:
-        try:
-            return dict(json.loads(place.load_index(target.index_path).metadata.get(METADATA, "{}")))
-        except NotFoundError:
-            return None
-        except (IndexFileError, ValueError):
-            return {}
-
     def _is_done(self, target: Target) -> bool:
-        return bool((self._job_of(target) or {}).get("fingerprint") == self.description["fingerprint"])
+        return bool((self._finished.job_of(target) or {}).get("fingerprint") == self.description["fingerprint"])
 
     def _check_complete(self) -> None:
         for target in self.targets:
             if not place.is_remote(self.folder):
                 self._changed_since(target.index_path, "its shards were written")
-            shards = place.load_index(target.index_path).shards
-            there = place.names(target.folder)
-            for url, nbytes in zip(shards.url, shards.nbytes, strict=True):
-                path = urls.local_path(url) or url
-                if there.get(os.path.basename(path)) != nbytes:
-                    raise DestinationError(
-                        f"{path}: was changed or removed after it was written; --overwrite makes all anew"
-                    )
-            for _, path in target.existing():
-                if place.full(path) not in shards.url:
-                    raise DestinationError(f"{path}: is not one of the shards of {target.index_path}: remove it")
+            check_shards(target)
 
     def _check_empty(self) -> None:
         for target in self.targets:
-            job = self._job_of(target)
+            job = self._finished.job_of(target)
             if job:
                 raise DestinationError(
                     f"{target.index_path}: a finished job is there, and this is another: "
@@ -275,10 +227,7 @@ class Job:
         for target in self.targets:
             if self._is_done(target):
                 continue
-            there = place.names(target.folder)
-            for _, path in target.existing():
-                if os.path.basename(writer.part_name(path)) in there:
-                    continue
+            for path in strangers(target):
                 if not self.overwrite:
                     raise DestinationError(f"{path}: this job did not write it. Remove it, or give --overwrite")
                 if not dry:
@@ -295,25 +244,8 @@ class Job:
         for target in found:
             for path in [target.index_path, *(path for _, path in target.existing())]:
                 place.remove(path)
-        self._jobs.clear()
+        self._finished.forget()
         destination.sweep(found, parts=True)
-
-    def put_skipped(self, skipped: Sequence[Skipped]) -> None:
-        """Write skipped.jsonl, anew for this set of shards; lines of other sets in the folder stay."""
-        path = os.path.join(self.folder, "skipped.jsonl")
-        old = (place.read(path) or b"").splitlines(keepends=True)
-        lines = [line for line in old if not self._is_mine(line)]
-        lines += [json.dumps({**item._asdict(), "set": self.stem}).encode() + b"\n" for item in skipped]
-        if lines and lines != old:
-            place.write(path, b"".join(lines))
-        elif old and not lines:
-            place.remove(path)
-
-    def _is_mine(self, line: bytes) -> bool:
-        try:
-            return bool(json.loads(line)["set"] == self.stem)
-        except (ValueError, LookupError, TypeError):
-            return False
 
 
 class Written(NamedTuple):

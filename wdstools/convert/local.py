@@ -18,11 +18,13 @@ from typing import TYPE_CHECKING
 from wdstools.convert import destination, journal, place, proof
 from wdstools.convert.counted import write_counted
 from wdstools.convert.destination import Target
+from wdstools.convert.finished import METADATA
 from wdstools.convert.inorder import write_in_order
 from wdstools.convert.journal import merge_parts
 from wdstools.convert.options import Options, Skipped, Summary
 from wdstools.convert.plan import Plan, make_plan
 from wdstools.convert.planned import Progress, write_planned
+from wdstools.convert.skips import put_skipped
 from wdstools.errors import DestinationError, SourceError, StoreError, WdsError
 
 if TYPE_CHECKING:
@@ -93,11 +95,11 @@ def _run(ready: Plan, job: journal.Job, options: Options, progress: Progress) ->
     if ready.listing.classes is not None:
         place.write(os.path.join(job.folder, "classes.json"), _json(ready.listing.classes))
     summary.skipped.sort()
-    job.put_skipped(summary.skipped)
+    put_skipped(job.folder, job.stem, summary.skipped)
     early = set(ready.skipped)
     late = [item for item in summary.skipped if item not in early]
     for number, (target, found) in enumerate(zip(job.targets, done, strict=True)):
-        metadata = {journal.METADATA: job.text}
+        metadata = {METADATA: job.text}
         if late and not number:  # of all targets, in the first
             metadata[journal.SKIPPED] = json.dumps(late)
         merge_parts([w.path for w in found], target.index_path, metadata)
