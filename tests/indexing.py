@@ -15,7 +15,7 @@ import pyarrow as pa
 import xxhash
 from helpers import make_tar
 
-from wdstools import build
+from wdstools import build, shardindex
 from wdstools.columns import make_fields
 from wdstools.dataset import Dataset
 from wdstools.index import Index
@@ -167,7 +167,7 @@ def index_of(keys: list[str], per_shard: int = 0) -> Index:
     fields = make_fields(np.arange(n) + 1, np.zeros(n, np.int32), ["x"], [starts, starts + 512, np.zeros(n, np.uint64)])
     hashes = np.array([naive_hash(key) for key in keys], np.uint64)
     shard = np.arange(n) // size
-    table = build.assemble(pa.array(keys, pa.utf8()), shard, starts, starts + 512, fields, hashes, {})
+    table = shardindex.assemble(pa.array(keys, pa.utf8()), shard, starts, starts + 512, fields, hashes, {})
     counts = [min(size, n - first) for first in range(0, n, size)] or [0]
     m = len(counts)
     names = ["/t.tar"] if m == 1 else [f"/t-{i}.tar" for i in range(m)]

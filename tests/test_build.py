@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 from helpers import make_tar
 from indexing import (
-    build_of,
     fields_of,
     labelled,
     model,
@@ -24,15 +23,13 @@ from indexing import (
     rows_of,
     save,
     touch,
-    with_column,
     with_column_added,
     write_shards,
 )
 
-from wdstools import build, errors
+from wdstools import build, comparison, errors, shardindex
 from wdstools.dataset import Dataset
 from wdstools.index import Index
-from wdstools.shardtable import Shards
 
 
 @pytest.fixture
@@ -44,7 +41,7 @@ def shards(tmp_path: Path) -> list[str]:
 def scanned(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The shards that are read, from now on."""
     seen: list[str] = []
-    before = build.index_shard
+    before = shardindex.index_shard
 
     def spy(url: str, **options: Any) -> Index:
         seen.append(os.path.basename(url))
@@ -138,7 +135,7 @@ def test_refresh_with_shards_added_removed_and_moved(shards: list[str], scanned:
     assert rows_of(built.index) == model([Path(p).read_bytes() for p in wanted])
     assert built.index.shards.url == wanted
     built.index.validate()
-    assert build.check(built.index) == []
+    assert comparison.check(built.index) == []
     for key in [row.key for row in rows_of(built.index)]:
         assert built.index.find(key) == [r for r in range(len(built.index)) if built.index.key(r) == key]
     assert build.refresh(str(tmp_path / "new.wdsindex"), shards[:2], previous=index).reused == 2
@@ -172,99 +169,7 @@ def test_columns_that_cannot_be(shards: list[str], name: str) -> None:
     with pytest.raises(errors.IndexFileError, match="column"):
         build.refresh(shards[0] + ".new", shards, lift=[name])
     with pytest.raises(errors.IndexFileError, match="column"):
-        build.index_shard(shards[0], lift=[name])
-
-
-def test_columns_given_twice_are_one(tmp_path: Path) -> None:
-    index = build_of(tmp_path, [labelled(["1"])], lift=["cls", "txt", "cls"])
-    assert index.lifted() == ["cls", "txt"]
-    assert build.index_shard(index.shards.url[0], lift=["cls", "cls"]).lifted() == ["cls"]
-
-
-# --------------------------------------------------------------------------------------------------------------- check
-
-
-def test_check_of_what_is_right(shards: list[str], tmp_path: Path) -> None:
-    steps: list[int] = []
-    index = save(build.build(shards), tmp_path / "t.wdsindex")
-    assert build.check(index, progress=steps.append) == []
-    assert sum(steps) == sum(index.shards.nbytes)
-    touch(shards[0])
-    assert build.check(index) == []  # it is read, and is what it was
-
-
-def files() -> list[tuple[str, bytes]]:
-    return [("a.txt", b"one"), ("a.cls", b"1"), ("readme", b""), ("b.txt", b"two"), ("b.cls", b"2")]
-
-
-CHANGES: dict[str, tuple[list[tuple[str, bytes]], str]] = {
-    "renamed": ([("c" + n[1:] if n[0] == "a" else n, d) for n, d in files()], "sample 0: key is 'c'"),
-    "renamed field": ([(n.replace("a.cls", "a.inx"), d) for n, d in files()], "sample 0: fields is .*inx"),
-    "other size": ([(n, d * 2) for n, d in files()], "sample 0: fields is .*'nbytes': 6"),
-    "other order": ([files()[i] for i in (3, 4, 2, 0, 1)], "sample 0: key is 'b'"),
-    "one split": ([("a.txt", b""), ("x.cls", b""), *files()[2:]], "3 samples, where the index has 2"),
-    "one fewer": (files()[:4] + [("b", b"")], "sample 1: end is"),
-    "member gone": (files()[:2] + files()[3:], "4 members, where the index has 5|bytes, where"),
-    "member more": ([*files(), ("more", b"")], "members, where|bytes, where"),
-    "other gap": ([files()[0], files()[2], files()[1], *files()[3:]], "sample 0: end is"),
-}
-
-
-@pytest.mark.parametrize("what", CHANGES)
-def test_check_finds(tmp_path: Path, what: str) -> None:
-    others = write_shards(tmp_path, [labelled(["1"], prefix="o")], first=1)
-    (path,) = write_shards(tmp_path, [files()])
-    index = save(build.build([others[0], path]), tmp_path / "t.wdsindex")
-    write_shards(tmp_path, [CHANGES[what][0]])
-    (problem,) = build.check(index)
-    assert isinstance(problem, errors.StaleIndexError)
-    assert f"{tmp_path}/t.wdsindex: {path}: " in str(problem)
-    with pytest.raises(errors.StaleIndexError, match=CHANGES[what][1]):
-        raise problem
-
-
-def test_check_finds_shards_that_are_cut_longer_or_gone(shards: list[str], tmp_path: Path) -> None:
-    index = save(build.build(shards), tmp_path / "t.wdsindex")
-    os.truncate(shards[0], 700)
-    with open(shards[1], "ab") as file:
-        file.write(b"\0" * 512)
-    os.unlink(shards[3])
-    found = build.check(index, workers=2)
-    assert [type(error) for error in found] == [errors.TruncatedError, errors.StaleIndexError, errors.NotFoundError]
-    assert "bytes, where the index has" in str(found[1])
-
-
-def test_check_finds_numbers_that_are_wrong_in_the_index(shards: list[str]) -> None:
-    index = build.build(shards)
-    ends = index.table.column("end").to_pylist()
-    starts = index.table.column("start").to_pylist()
-    hashes = index.table.column("_hash").to_pylist()
-    wrong = {
-        "start": [starts[0], *(s + 512 if i == 0 else s for i, s in enumerate(starts[1:]))],
-        "_hash": [hashes[0] - 1, *hashes[1:]],
-    }
-    for name, values in wrong.items():
-        (problem,) = build.check(Index(with_column(index, name, values), index.shards))
-        assert isinstance(problem, errors.IndexFileError)
-    (problem,) = build.check(Index(with_column(index, "end", ends[1:] + ends[:1]), index.shards))
-    assert "lies outside of its shard" in str(problem) or "overlap" in str(problem)
-    for name, less in (("nbytes", 512), ("nmembers", 1)):
-        s = index.shards
-        table = Shards(**vars(s) | {name: [getattr(s, name)[0] + less, *getattr(s, name)[1:]]})
-        (problem,) = build.check(Index(index.table, table))
-        assert f"{'bytes' if less > 1 else 'members'}, where the index has" in str(problem)
-
-
-def test_commands_that_an_index_names_are_not_run(tmp_path: Path) -> None:
-    (path,) = write_shards(tmp_path, [labelled(["1"])])
-    index = save(build.build([f"pipe:touch {tmp_path}/ran; cat {path}"]), tmp_path / "t.wdsindex")
-    assert rows_of(index) == rows_of(build.build([path]))
-    os.unlink(tmp_path / "ran")
-    (problem,) = build.check(index)
-    assert isinstance(problem, errors.UrlError)
-    assert not (tmp_path / "ran").exists()
-    assert build.check(index, run_pipes=True) == []
-    assert (tmp_path / "ran").exists()
+        shardindex.index_shard(shards[0], lift=[name])
 
 
 # ---------------------------------------------------------------------------------------------------- shards elsewhere
@@ -290,7 +195,7 @@ def test_shards_behind_http_and_pipes(shards: list[str], server: str, tmp_path: 
     assert rows_of(index) == rows_of(build.build(shards[:3]))
     assert index.shards.url == [*remote, f"pipe:cat {shards[2]}"]
     assert [mtime > 0 for mtime in index.shards.mtime] == [True, True, False]
-    assert build.check(index, run_pipes=True) == []
+    assert comparison.check(index, run_pipes=True) == []
     built = build.refresh(str(tmp_path / "new.wdsindex"), index.shards.url, previous=index)
     assert built.reused == 0
     with pytest.raises(errors.ShardError, match="plain local shards only"):
@@ -311,60 +216,9 @@ def test_compressed_shards_are_indexed_but_not_opened(shards: list[str], tmp_pat
         shutil.copyfileobj(plain, packed)
     index = build.build([str(path)])
     assert rows_of(index) == rows_of(build.build(shards[:1]))
-    assert build.check(index) == []
+    assert comparison.check(index) == []
     with pytest.raises(errors.UrlError, match=r"z\.tar\.gz: random access needs a plain tar"):
         Dataset(index)[0]
-
-
-def test_names_that_are_no_utf8_have_no_place(tmp_path: Path) -> None:
-    path = tmp_path / "t.tar"
-    path.write_bytes(make_tar([("a\udcff.txt", b"")]))
-    with pytest.raises(errors.ShardError, match="not UTF-8"):
-        build.build([str(path)])
-
-
-def test_fields_in_capitals_that_only_python_lowers(tmp_path: Path) -> None:
-    index = build_of(tmp_path, [[("a.ÄÖ", b"x"), ("b.äö", b"y"), ("b.TXT", b"z")]])
-    assert [[f.ext for f in index.fields(row)] for row in range(2)] == [["äö"], ["äö", "txt"]]
-
-
-def test_exact_is_what_has_no_other_members_and_no_capitals(tmp_path: Path) -> None:
-    sets = [["a.jpg", "a.cls"], ["a.JPG"], ["a.\u00c9"], ["a.jpg", "readme"], ["a.jpg", "__x__/y.txt"], ["A/B.jpg"], []]
-    paths = []
-    for number, names in enumerate(sets):
-        paths.append(str(tmp_path / f"{number}.tar"))
-        Path(paths[-1]).write_bytes(make_tar([(name, b"1") for name in names]))
-    index = build.build(paths)
-    assert index.shards.exact == [1, 0, 0, 0, 0, 1, 1]
-    index.save(tmp_path / "t.wdsindex")
-    index = Index.load(tmp_path / "t.wdsindex")
-    assert index.shards.exact == [1, 0, 0, 0, 0, 1, 1]
-    touch(paths[0])
-    assert build.build(paths, previous=index).shards.exact == index.shards.exact
-    assert build.check(index) == []
-    index.shards.exact = [1] * len(sets)
-    assert [error.args[0].split(".tar")[0][-1] for error in build.check(index)] == ["1", "2", "3", "4"]
-
-
-def test_opening_a_shard_that_is_another_size(shards: list[str], tmp_path: Path, no_leaks: None) -> None:
-    index = save(build.build(shards), tmp_path / "t.wdsindex")
-    fd, path = build.open_shard(index, 1)
-    os.close(fd)
-    assert path == shards[1]
-    os.truncate(shards[1], 512)
-    with pytest.raises(errors.StaleIndexError, match=r"t\.wdsindex: does not describe .*-000001\.tar any more: 512"):
-        build.open_shard(index, 1)
-    os.unlink(shards[1])
-    with pytest.raises(errors.NotFoundError):
-        build.open_shard(index, 1)
-
-
-def test_numbers_of_shards(shards: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    index = build.build(shards)
-    monkeypatch.chdir(tmp_path)
-    assert build.shard_numbers(index, ["t-000002.tar", shards[0]]) == [2, 0]
-    with pytest.raises(errors.NotFoundError, match=r"does not have other\.tar"):
-        build.shard_numbers(index, ["other.tar"])
 
 
 def test_samples_through_an_index_after_refresh(shards: list[str], tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from convert_helpers import everything, go, keys, put, run, samples, shards
 from helpers import make_tar
 
 import wdstools
-from wdstools import build
+from wdstools import build, comparison
 from wdstools.convert import subset
 from wdstools.convert.local import convert
 from wdstools.convert.options import Options
@@ -59,7 +59,7 @@ def loss(key: str) -> float:
 def copied(old: Path, out: Path) -> None:
     """Every sample of `out` has the bytes that it had, headers included, and the index says where."""
     before, after = Index.load(old / "a.wdsindex"), Index.load(next(out.glob("*.wdsindex")))
-    assert not build.check(after)
+    assert not comparison.check(after)
     for row in range(len(after)):
         (was,) = before.find(after.key(row))
         _, a, start, end = before.locate(was)

@@ -24,6 +24,7 @@ from conftest import held
 from helpers import make_tar, take
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from indexing import labelled, save, write_shards
 
 import wdstools
 from wdstools import Dataset, ShardWriter, access, build, indexfile
@@ -574,3 +575,17 @@ def test_an_index_made_by_hand(folder: Path) -> None:
     assert got[0]["__key__"] == "k018"
     assert Dataset(Index.load(folder / "s.wdsindex"), range(3, 6))[0]["__key__"] == "k003"
     assert io.BytesIO(got["k000"]["bin"]).read() == b""
+
+
+def test_opening_a_shard_that_is_another_size(tmp_path: Path, no_leaks: None) -> None:
+    shards = write_shards(tmp_path, [labelled(["1"], prefix=f"p{i}/") for i in range(3)])
+    index = save(build.build(shards), tmp_path / "t.wdsindex")
+    fd, path = access.open_shard(index, 1)
+    os.close(fd)
+    assert path == shards[1]
+    os.truncate(shards[1], 512)
+    with pytest.raises(StaleIndexError, match=r"t\.wdsindex: does not describe .*-000001\.tar any more: 512"):
+        access.open_shard(index, 1)
+    os.unlink(shards[1])
+    with pytest.raises(NotFoundError):
+        access.open_shard(index, 1)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from helpers import make_tar
 
-from wdstools import build
+from wdstools import comparison
 from wdstools.doctor.repair import repair
 from wdstools.errors import ChangedError, DestinationError, NotFoundError, SourceError
 from wdstools.index import Index
@@ -49,7 +49,7 @@ def test_a_good_shard_stays_as_it_is(tmp_path: Path) -> None:
     assert (done.lost, done.dropped, done.samples) == ([], [], 5)
     assert sorted(os.listdir(tmp_path / "out")) == ["a.tar", "a.wdsindex", "repair.json"]
     index = Index.load(tmp_path / "out" / "a.wdsindex")
-    assert build.check(index) == []
+    assert comparison.check(index) == []
     assert index.shards.url == [str(tmp_path / "out" / "a.tar")]
     again = repair(done.shards, str(tmp_path / "again"))
     assert Path(again.shards[0]).read_bytes() == Path(done.shards[0]).read_bytes()

@@ -32,7 +32,7 @@ from indexing import (
 )
 
 import wdstools.index
-from wdstools import build, errors, indexfile
+from wdstools import build, comparison, errors, indexfile
 from wdstools.dataset import Dataset
 from wdstools.index import Field, Index
 from wdstools.merge import merge
@@ -208,7 +208,7 @@ def test_several_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: 
     more = write_shards(tmp_path, [random_files(9)], first=4)
     larger = build.build([*index.shards.url, *more], previous=again)
     check_every_way(larger, model(contents(larger)))
-    assert build.check(again) == []
+    assert comparison.check(again) == []
 
 
 def test_batches_of_an_index_in_memory(tmp_path: Path) -> None:
@@ -365,7 +365,7 @@ def test_numbers_that_no_shard_has(tmp_path: Path) -> None:
     index.validate()
     with pytest.raises(errors.NotFoundError):
         Dataset(index)[0]
-    assert [type(e) for e in build.check(index)] == [errors.NotFoundError]
+    assert [type(e) for e in comparison.check(index)] == [errors.NotFoundError]
 
 
 NULL = object()
@@ -420,7 +420,7 @@ def refuse(table: pa.Table | bytes, tmp_path: Path) -> None:
             method()
     with pytest.raises(errors.IndexFileError):
         build.refresh(str(tmp_path / "new.wdsindex"), ["t.tar"], previous=index)
-    assert [type(e) for e in build.check(index)] == [errors.IndexFileError]
+    assert [type(e) for e in comparison.check(index)] == [errors.IndexFileError]
     for key in "ab":
         with contextlib.suppress(errors.IndexFileError):
             assert index.find(key) in ([], ["ab".index(key)])

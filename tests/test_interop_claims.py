@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from indexing import Files, rows_of
 from interoping import export, imported, indexed, same
 
-from wdstools import _core, build, urls
+from wdstools import _core, shardindex, urls
 from wdstools.errors import DestinationError, IndexFileError, ShardError, StaleIndexError, UrlError
 from wdstools.index import Index
 from wdstools.interop import claims, dali
@@ -49,7 +49,7 @@ def scanned(data: bytes, fields: list[Field]) -> tuple[dict[str, object], int]:
 
 
 def fields_of(data: bytes) -> list[Field]:
-    index = build.from_columns(_core.scan(io.BytesIO(data), "t.tar"), "t.tar")
+    index = shardindex.from_columns(_core.scan(io.BytesIO(data), "t.tar"), "t.tar")
     return [Field(None, None, f[2], f[3]) for row in rows_of(index) for f in row.fields]
 
 

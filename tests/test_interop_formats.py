@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from indexing import Files, touch
 from interoping import PAIRS, RICH, claims_of, export, imported, indexed, same, shards, write
 
-from wdstools import build
+from wdstools import build, comparison
 from wdstools.errors import DestinationError, IndexFileError, NotFoundError, StaleIndexError, UnsupportedError
 from wdstools.index import Index
 from wdstools.interop.formats import FORMATS, read_claims
@@ -31,7 +31,7 @@ def round_trip(folder: Path, format: str, sets: list[Files], tar: int = tarfile.
     assert all(os.path.getsize(path) for path in written.paths)
     again = imported(claims_of(index, format, folder, out), folder / "again.wdsindex")
     assert same(index, again)
-    assert build.check(again) == []
+    assert comparison.check(again) == []
     left = [name for _, _, names in os.walk(folder) for name in names if name.endswith((".tmp", "-journal"))]
     assert left == []
 

@@ -35,7 +35,7 @@ MODULES = {  # of rooms that are more than one module
     "storage": "store storebase ranges inflight retrying failures passing"
     " remote obstores fsspecs uploads httpclient httpfolders cache blocks",
     "index": "shardtable indexfile rowbatches",
-    "build": "merge checksums",
+    "build": "merge checksums shardindex comparison",
     "writer": "openshard",
     "dataset": "access fetching finding served",
     "loader": "sampler parcel streaming shardorder workers",

@@ -202,3 +202,12 @@ def test_describe(shards: list[str], tmp_path: Path) -> None:
     }  # fmt: skip
     assert summary.describe(index, index.select_shards([0, 4]))["shards"] == 2
     assert summary.describe(Index(index.table, index.shards))["state"] == "none"
+
+
+def test_numbers_of_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shards = write_shards(tmp_path, [labelled(["1"], prefix=f"p{i}/") for i in range(3)])
+    index = build.build(shards)
+    monkeypatch.chdir(tmp_path)
+    assert summary.shard_numbers(index, ["t-000002.tar", shards[0]]) == [2, 0]
+    with pytest.raises(errors.NotFoundError, match=r"does not have other\.tar"):
+        summary.shard_numbers(index, ["other.tar"])

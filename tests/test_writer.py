@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 
 import wdstools
 from wdstools import ShardWriter, tar
-from wdstools.build import build, check
+from wdstools.build import build
+from wdstools.comparison import check
 from wdstools.errors import DestinationError, EncodeError, SourceError
 from wdstools.index import Index
 from wdstools.writer import Packer, ShardFile, check_pattern, existing_shards, part_name, sample_nbytes

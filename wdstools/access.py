@@ -9,14 +9,15 @@ import contextlib
 import itertools
 import logging
 import os
+import re
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from wdstools import _core, build
+from wdstools import _core
 from wdstools.compression import MAGIC_BYTES, kind
-from wdstools.errors import IndexFileError, ShardError, StaleIndexError, StoreError, WdsError
+from wdstools.errors import IndexFileError, ShardError, StaleIndexError, StoreError, UrlError, WdsError
 from wdstools.fetching import Ahead, Outcome, is_remote, stale
 from wdstools.finding import COMPRESSED
 from wdstools.index import Index
@@ -185,7 +186,7 @@ class _Files:
         file = self.open[shard]
         if file is None:
             try:
-                fd, path = build.open_shard(self._index, shard)
+                fd, path = open_shard(self._index, shard)
             except StaleIndexError:
                 _refuse_compressed(self._index.shards.url[shard])
                 raise
@@ -209,3 +210,20 @@ class _Files:
 
 
 __all__ = ["Access", "is_remote"]
+
+
+def open_shard(index: Index, number: int) -> tuple[int, str]:
+    """Open a shard of an index for random access: (descriptor, path). Raises StaleIndexError where its size is not the
+    one that the index has, NotFoundError, StoreError, UrlError for a compressed one."""
+    url = index.shards.url[number]
+    fd, path = open_local(url)
+    nbytes = os.fstat(fd).st_size
+    if nbytes != index.shards.nbytes[number]:
+        os.close(fd)
+        if re.search(r"\.(gz|tgz|zst|tzst|bz2|tbz2?|xz|txz)$", path, re.IGNORECASE):
+            raise UrlError(f"{url}: random access needs a plain tar, not a compressed one")
+        raise StaleIndexError(
+            f"{index.name}: does not describe {url} any more: {nbytes} bytes, where the index has "
+            f"{index.shards.nbytes[number]}; rebuild it with wds-index build"
+        )
+    return fd, path

@@ -1,28 +1,22 @@
-"""Building indexes: from shards or from what a writer counted; refreshing and checking them."""
+"""Building indexes of sets of shards, and refreshing them."""
 
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
-from wdstools import _core, urls
-from wdstools.checksums import FORM, Level, add_checksums, level_of, with_column
-from wdstools.columns import CHECKSUM, CORE, HIDDEN, Lift, lift_column, make_fields, one_chunk, text_array
-from wdstools.errors import IndexFileError, NotFoundError, ShardError, StaleIndexError, UrlError, WdsError
+from wdstools import urls
+from wdstools.checksums import Level, add_checksums, level_of
+from wdstools.columns import CHECKSUM, CORE, HIDDEN, Lift, one_chunk
 from wdstools.index import Index
 from wdstools.merge import Metadata, Spool, merge
+from wdstools.shardindex import add_lifted, assemble, index_shard, lifted, unsorted_hashes
 from wdstools.shardtable import Shards, canonical
-from wdstools.storage import Source, Whole, open_local, open_source
-
-CHECK_ROWS = 1 << 14
-
+from wdstools.storage import open_local
 
 Progress = Callable[[int], object]
 
@@ -48,7 +42,7 @@ def build(
 ) -> Index:
     """Index shards, in the order given, in memory; refresh() does it in a file. Raises as refresh() does."""
     parts: list[Index | None] = [None] * len(shards)
-    same = _index_each(shards, parts.__setitem__, _checked(lift), checksum, workers, previous, progress)[1]
+    same = _index_each(shards, parts.__setitem__, lifted(lift), checksum, workers, previous, progress)[1]
     if previous is not None and same:
         return previous
     return merge([part for part in parts if part is not None])
@@ -78,7 +72,7 @@ def refresh(
     is not sound, a column that has the name of one of the index's own, and a shard that is given twice.
     """
     with Spool(path) as spool:
-        reused, same = _index_each(shards, spool.put, _checked(lift), checksum, workers, previous, progress)
+        reused, same = _index_each(shards, spool.put, lifted(lift), checksum, workers, previous, progress)
         if previous is not None and same:
             return Built(previous, reused, False)
         spool.merge(metadata)
@@ -120,125 +114,6 @@ def _has_sums(index: Index, level: Level) -> bool:
     if level == "none" or level_of(index) != level:
         return level_of(index) == level
     return all(index.shards.checksum) and (level == "shard" or not index.table.column(CHECKSUM).null_count)
-
-
-def _checked(lift: Lift) -> list[str]:
-    """The columns to lift, each once. Raises IndexFileError."""
-    for name in lift:
-        if name in CORE or name in HIDDEN or name == CHECKSUM:
-            raise IndexFileError(f"column {name!r} is the index's own")
-        if not name or name.endswith(":"):
-            raise IndexFileError(f"{name!r} is no column: write a field (cls) or a value of a JSON field (json:width)")
-    return list(dict.fromkeys(lift))
-
-
-def index_shard(url: str, *, lift: Lift = ()) -> Index:
-    """Index one shard. Raises ShardError, StoreError; UnicodeError becomes a ShardError."""
-    with open_source(url) as source:
-        if source.local_path is None or not isinstance(source.handle, int):
-            if lift:
-                raise ShardError("columns can be lifted from plain local shards only", url)
-            return scan(source)
-        columns = _core.scan(source.handle, url)
-        return from_columns(columns, url, fd=source.handle, lift=lift)
-
-
-def scan(source: Source) -> Index:
-    """Index an opened shard by reading it from its start to its end; of a remote one the version is kept."""
-    columns = _core.scan(Whole(source) if source.head else source.handle, source.url)
-    index = from_columns(columns, source.url)
-    version = source.version()
-    if version is not None and version.nbytes == index.shards.nbytes[0]:  # else it was compressed
-        index.shards.etag, index.shards.mtime = [version.etag or ""], [version.mtime_ns or 0]
-    return index
-
-
-def from_columns(columns: _core.Columns, url: str, *, fd: int | None = None, lift: Lift = ()) -> Index:
-    """Make the index of one shard from what _core.scan or _core.Writer counted. `fd`: the shard, for its mtime and for
-    `lift`."""
-    key_ends = _u64(columns["key_ends"])
-    nsamples = len(key_ends)
-    keys = text_array(columns["keys"], key_ends)
-    try:
-        keys.validate(full=True)
-    except pa.ArrowInvalid as error:
-        raise ShardError("a member name that is not UTF-8 has no place in an index", url) from error
-    codes = np.frombuffer(columns["field_codes"], np.uint32).astype(np.int32)
-    raw = text_array(columns["exts"], _u64(columns["ext_ends"])).to_pylist()
-    codes, exts = _lower_exts(codes, raw)
-    places = [_u64(columns[name]) for name in ("field_headers", "field_offsets", "field_nbytes")]
-    table = assemble(
-        keys,
-        np.zeros(nsamples, np.uint32),
-        _u64(columns["starts"]),
-        _u64(columns["ends"]),
-        make_fields(_u64(columns["field_ends"]), codes, exts, places),
-        _u64(columns["hashes"]),
-        {},
-    )
-    mtime = os.fstat(fd).st_mtime_ns if fd is not None else 0
-    shards = Shards([url], [columns["nbytes"]], [mtime], [nsamples], [columns["nmembers"]])
-    shards.exact = [int(columns["exact"] and exts == raw)]
-    if "checksum" in columns:
-        shards.checksum = [FORM.format(columns["checksum"])]
-    if "checksums" in columns:
-        table = with_column(table, columns["checksums"])
-    index = Index(table, shards)
-    return index if fd is None or not lift else add_lifted(index, fd, lift)
-
-
-def _u64(data: bytes) -> np.ndarray[Any, np.dtype[np.uint64]]:
-    return np.frombuffer(data, np.uint64)
-
-
-def _lower_exts(codes: np.ndarray[Any, Any], exts: list[str]) -> tuple[np.ndarray[Any, Any], list[str]]:
-    """The core lowers ASCII only; the rest is Python's str.lower, as webdataset does it."""
-    lowered = [ext.lower() for ext in exts]
-    if lowered == exts:
-        return codes, exts
-    unique = list(dict.fromkeys(lowered))
-    return np.array([unique.index(ext) for ext in lowered], np.int32)[codes], unique
-
-
-def assemble(
-    keys: pa.Array,
-    shard: np.ndarray[Any, Any],
-    start: np.ndarray[Any, Any],
-    end: np.ndarray[Any, Any],
-    fields: pa.Array,
-    hashes: np.ndarray[Any, Any],
-    extra: dict[str, Any],
-) -> pa.Table:
-    """Put the columns of an index together, and sort the hashes."""
-    order = np.argsort(hashes, kind="stable").astype(np.uint64)
-    columns = {"key": keys, "shard": pa.array(shard, pa.uint32()), "start": pa.array(start, pa.uint64())}
-    columns |= {"end": pa.array(end, pa.uint64()), "fields": fields, **extra}
-    columns |= {"_hash": pa.array(hashes[order], pa.uint64()), "_row": pa.array(order, pa.uint64())}
-    return pa.table(columns)
-
-
-def add_lifted(index: Index, fd: int, lift: Lift) -> Index:
-    """Return the index of one plain local shard with columns lifted from its fields. Raises ShardError."""
-    table = index.table
-    for name in _checked(lift):
-        values = lift_column(index.table, fd, index.shards.url[0], name)
-        table = table.add_column(table.num_columns - len(HIDDEN), name, values)
-    return Index(table, index.shards, index.path)
-
-
-def add_columns(index: Index, columns: Mapping[str, Any]) -> None:
-    """Put columns into an index in memory, a value for each row."""
-    table = index.table
-    for name, values in columns.items():
-        table = table.add_column(table.num_columns - len(HIDDEN), name, values)
-    index.table = table
-
-
-def unsorted_hashes(index: Index) -> np.ndarray[Any, np.dtype[np.uint64]]:
-    """Return the hash of the key of every row."""
-    hashes = np.empty(len(index), np.uint64)
-    hashes[index.table.column("_row").to_numpy()] = index.table.column("_hash").to_numpy()
-    return hashes
 
 
 class _Known:
@@ -289,105 +164,3 @@ class _Known:
         if self.level != "none":
             shards.checksum = [s.checksum[number]]
         return Index(table, shards)
-
-
-def check(
-    index: Index,
-    *,
-    workers: int | None = None,
-    run_pipes: bool = False,
-    progress: Callable[[int], None] = lambda nbytes: None,
-) -> list[WdsError]:
-    """Compare an index with its shards, whose headers are read anew. Returns what is wrong, one error a shard.
-
-    `run_pipes`: whether the commands of pipe: URLs are run; whoever wrote the index chose them. Columns lifted from
-    payloads are not compared.
-    """
-    try:
-        index.validate()
-    except IndexFileError as error:
-        return [error]
-    ends = np.cumsum([0, *index.shards.nsamples])
-    hashes = unsorted_hashes(index)
-
-    def one(number: int) -> WdsError | None:
-        url = index.shards.url[number]
-        rows = slice(int(ends[number]), int(ends[number + 1]))
-        try:
-            if urls.scheme(url) == "pipe" and not run_pipes:
-                raise UrlError(f"{url}: not checked: commands that an index names are not run unless asked")
-            found = index_shard(url)
-            reason = difference(index, number, rows, hashes[rows], found)
-        except WdsError as error:
-            return error
-        finally:
-            progress(index.shards.nbytes[number])
-        return StaleIndexError(f"{index.name}: {url}: {reason}") if reason else None
-
-    with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
-        return [error for error in pool.map(one, range(len(index.shards))) if error]
-
-
-def verify(index: Index, number: int, columns: _core.Columns) -> None:
-    """Compare a shard of an index with what _core.scan found; hashes, which follow from the keys, are left to check().
-
-    Raises StaleIndexError, IndexFileError, ShardError."""
-    index.validate()
-    url, end = index.shards.url[number], sum(index.shards.nsamples[: number + 1])
-    rows = slice(end - index.shards.nsamples[number], end)
-    found = from_columns(columns, url)
-    reason = difference(index, number, rows, unsorted_hashes(found), found)
-    if reason:
-        raise StaleIndexError(f"{index.name}: {url}: {reason}")
-
-
-def difference(
-    index: Index, number: int, rows: slice, hashes: np.ndarray[Any, np.dtype[np.uint64]], found: Index
-) -> str | None:
-    """Return the first thing that an index says of a shard and that is not so, or None. `rows`: of the shard; `hashes`:
-    what the index has for them; `found`: the index of the shard as it is."""
-    mine, s = index.table.slice(rows.start, rows.stop - rows.start), index.shards
-    if s.nbytes[number] != found.shards.nbytes[0]:
-        return f"{found.shards.nbytes[0]} bytes, where the index has {s.nbytes[number]}"
-    if len(mine) != len(found):
-        return f"{len(found)} samples, where the index has {len(mine)}"
-    if s.nmembers[number] != found.shards.nmembers[0]:
-        return f"{found.shards.nmembers[0]} members, where the index has {s.nmembers[number]}"
-    if s.exact[number] and not found.shards.exact[0]:
-        return "a member that is no field, or has capitals, where the index says that none is and none has"
-    for name in ("key", "start", "end", "fields"):
-        for begin in range(0, len(mine), CHECK_ROWS):  # as Python's values, which are large, but few at a time
-            a, b = (t.column(name).slice(begin, CHECK_ROWS).to_pylist() for t in (mine, found.table))
-            if a != b:
-                row = next(i for i, (x, y) in enumerate(zip(a, b, strict=True)) if x != y)
-                return f"sample {begin + row}: {name} is {b[row]!r}, where the index has {a[row]!r}"
-    wrong = np.flatnonzero(hashes != unsorted_hashes(found))
-    if len(wrong):
-        return f"sample {wrong[0]}: its hash is not that of its key"
-    return None
-
-
-def shard_numbers(index: Index, shards: Sequence[str]) -> list[int]:
-    """Return the numbers of shards in the shard table. Raises NotFoundError for one that it does not have."""
-    number = {canonical(url): i for i, url in enumerate(index.shards.url)}
-    for url in shards:
-        if canonical(url) not in number:
-            raise NotFoundError(f"{index.name}: does not have {url}; `wds-index build` refreshes it")
-    return [number[canonical(url)] for url in shards]
-
-
-def open_shard(index: Index, number: int) -> tuple[int, str]:
-    """Open a shard of an index for random access: (descriptor, path). Raises StaleIndexError where its size is not the
-    one that the index has, NotFoundError, StoreError, UrlError for a compressed one."""
-    url = index.shards.url[number]
-    fd, path = open_local(url)
-    nbytes = os.fstat(fd).st_size
-    if nbytes != index.shards.nbytes[number]:
-        os.close(fd)
-        if re.search(r"\.(gz|tgz|zst|tzst|bz2|tbz2?|xz|txz)$", path, re.IGNORECASE):
-            raise UrlError(f"{url}: random access needs a plain tar, not a compressed one")
-        raise StaleIndexError(
-            f"{index.name}: does not describe {url} any more: {nbytes} bytes, where the index has "
-            f"{index.shards.nbytes[number]}; rebuild it with wds-index build"
-        )
-    return fd, path

@@ -82,8 +82,8 @@ def verify_checksums(
     """Read shards and compare them with the checksums that their index keeps. Returns what is wrong, in order.
 
     A ChecksumError for every sample that is not what it was, if the index keeps those of samples, else for the shard.
-    `shards`: numbers of the shard table, default all; `run_pipes`: as in build.check(); `from_disk`: wait until local
-    shards are on the disk, and read them from there, not from memory; `progress`: called with the bytes of each shard.
+    `shards`: numbers of the shard table, default all; `run_pipes`: as in comparison.check(); `from_disk`: wait until
+    local shards are on the disk, and read them from there, not from memory; `progress`: called with the bytes of each.
     """
     try:
         index.validate()

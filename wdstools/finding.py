@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from wdstools import _core, build, urls
+from wdstools import _core, build, shardindex, urls
 from wdstools.compression import Decompressed
 from wdstools.errors import AccessError, ChangedError, DestinationError, NotFoundError, StoreError, WdsError
 from wdstools.failures import hide
@@ -184,11 +184,11 @@ def _size(url: str, stores: Stores) -> None:
 
 def _index_shard(url: str, stores: Stores) -> Index:
     if not is_remote(url):
-        return build.index_shard(url)
+        return shardindex.index_shard(url)
     with open_source(url, stores) as source:
         if isinstance(source.handle, Decompressed):
             raise StoreError(f"{hide(url)}: {COMPRESSED.format('gzip, zstd, bzip2 or xz')}")
-        return build.scan(source)
+        return shardindex.scan(source)
 
 
 __all__ = ["StoredIndex", "find", "load_stored", "save"]

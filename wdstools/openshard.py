@@ -34,11 +34,11 @@ class OpenShard:
 
     def _index(self, columns: _core.Columns, name: str, mtime: bool) -> Index:
         """The index of the shard `name`, of what the core has put down; with the time of its file, or 0."""
-        from wdstools import build
+        from wdstools import shardindex
 
-        index = build.from_columns(columns, name, fd=self._fd, lift=self._lift)
+        index = shardindex.from_columns(columns, name, fd=self._fd, lift=self._lift)
         if self.columns is not None:
-            build.add_columns(index, self.columns(self.rows, index))
+            shardindex.add_columns(index, self.columns(self.rows, index))
         if not mtime:
             index.shards.mtime = [0]
         index.metadata.update(self.metadata)

@@ -120,7 +120,7 @@ def load_index(path: str) -> tuple[Index | None, State]:
 
 
 def state(index: Index, shards: Iterable[str] | None = None) -> State:
-    """Return how an index stands to its shards, as far as their sizes and mtimes tell; build.check() reads them.
+    """Return how an index stands to its shards, as far as their sizes and mtimes tell; comparison.check() reads them.
 
     `shards`: those that it should have; by default those that it has.
     """

@@ -10,9 +10,10 @@ import numpy as np
 
 from wdstools import build, sets, urls
 from wdstools.columns import VERSION, take_fields
-from wdstools.errors import WdsError
+from wdstools.errors import NotFoundError, WdsError
 from wdstools.index import Index
 from wdstools.sets import ShardSet, State
+from wdstools.shardtable import canonical
 
 
 class FieldCount(NamedTuple):
@@ -106,7 +107,7 @@ def summarise(shard_set: ShardSet, *, progress: Callable[[int], None] = lambda n
     try:
         if index is not None and state.kind == "fresh":
             try:
-                found.counts = count(index, build.shard_numbers(index, shard_set.shards))
+                found.counts = count(index, shard_numbers(index, shard_set.shards))
                 return found
             except WdsError as error:
                 found.state, index = State("unreadable", reason=str(error)), None
@@ -130,3 +131,12 @@ def describe(index: Index, rows: Any = None) -> dict[str, Any]:
     found: dict[str, Any] = {"path": index.path, "version": int(VERSION)}
     found["state"] = str(sets.state(index)) if index.path else "none"
     return found | counts.to_json() | {"columns": types, "duplicates": index.duplicates()}
+
+
+def shard_numbers(index: Index, shards: Sequence[str]) -> list[int]:
+    """Return the numbers of shards in the shard table. Raises NotFoundError for one that it does not have."""
+    number = {canonical(url): i for i, url in enumerate(index.shards.url)}
+    for url in shards:
+        if canonical(url) not in number:
+            raise NotFoundError(f"{index.name}: does not have {url}; `wds-index build` refreshes it")
+    return [number[canonical(url)] for url in shards]

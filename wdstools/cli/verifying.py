@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from wdstools import _core, urls
-from wdstools.build import verify
+from wdstools.comparison import verify
 from wdstools.errors import NotFoundError, StaleIndexError, UrlError
 from wdstools.finding import load_stored
 from wdstools.index import Index

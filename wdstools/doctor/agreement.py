@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from wdstools import build
 from wdstools.columns import one_chunk, take_fields, text_array
+from wdstools.comparison import difference
 from wdstools.doctor.survey import Survey
 from wdstools.index import Index
+from wdstools.shardindex import index_shard, unsorted_hashes
 
 Array = np.ndarray[Any, Any]
 
@@ -21,15 +22,15 @@ class Claims:
         index.validate()
         self.index = index
         self._ends = np.cumsum([0, *index.shards.nsamples])
-        self._hashes = build.unsorted_hashes(index)
+        self._hashes = unsorted_hashes(index)
 
     def contradicts(self, number: int, survey: Survey) -> str | None:
         """Return what the index has wrong of a shard without damage, or None. Raises ShardError, StoreError."""
         rows = slice(int(self._ends[number]), int(self._ends[number + 1]))
         if self._agrees(number, rows, survey):
             return None
-        found = build.index_shard(survey.url)
-        return build.difference(self.index, number, rows, self._hashes[rows], found)
+        found = index_shard(survey.url)
+        return difference(self.index, number, rows, self._hashes[rows], found)
 
     def _agrees(self, number: int, rows: slice, survey: Survey) -> bool:
         shards, groups = self.index.shards, survey.groups

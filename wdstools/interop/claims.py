@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from wdstools import _core, build, urls
+from wdstools import _core, shardindex, urls
 from wdstools.errors import ShardError, StaleIndexError, UrlError
 from wdstools.index import Index
 from wdstools.interop.foreign import Options, stale
@@ -110,12 +110,12 @@ def scan(claim: Claim, stores: Stores) -> tuple[Index, str]:
         raise UrlError(f"{claim.url}: the output of a command is not looked for in an index")
     if urls.scheme(claim.url) == "file":
         try:
-            return build.index_shard(claim.url), "headers"
+            return shardindex.index_shard(claim.url), "headers"
         except ShardError as error:
             raise StaleIndexError(f"{claim.path}: its shard cannot be read: {error}") from error
     big = [field for field in claim.payloads() if field.nbytes >= SKIP]
     if not big:
-        return build.index_shard(claim.url), "whole"
+        return shardindex.index_shard(claim.url), "whole"
     store, path = stores.of(claim.url)
     store.forget(path)
     about = store.size(path)
@@ -123,7 +123,7 @@ def scan(claim: Claim, stores: Stores) -> tuple[Index, str]:
         columns = _core.scan(Sparse(store, path, about.nbytes, big), claim.url)
     except ShardError as error:
         raise StaleIndexError(f"{claim.path}: does not describe {claim.url}: {error}") from error
-    index = build.from_columns(columns, claim.url)
+    index = shardindex.from_columns(columns, claim.url)
     index.shards.etag, index.shards.mtime = [about.etag or ""], [about.mtime_ns or 0]
     return index, "ranges"
 
