@@ -244,7 +244,9 @@ def test_killed_and_run_again(bucket: Bucket, tmp_path: Path) -> None:
         process.send_signal(signal.SIGKILL)
         process.communicate()
     store, path = place.bucket(f"{out}/in-000000.tar")
-    store._fsspec()._s3("create_multipart_upload", path, Bucket="bucket", Key=path)  # as one that was killed leaves
+    store._clients.fsspec()._s3(
+        "create_multipart_upload", path, Bucket="bucket", Key=path
+    )  # as one that was killed leaves
     go(tmp_path / "in", out, maxsize=20 * MB)
     assert_same(out, tmp_path / "out")
     assert uploads(out) == 0

@@ -11,7 +11,7 @@ import pytest
 
 from tests.conftest import wait_until
 from wdstools.errors import StoreError
-from wdstools.inflight import REQUESTS, Calls, Process
+from wdstools.inflight import REQUESTS, Calls, Process, ahead
 
 
 def test_results_come_by_group_and_in_order() -> None:
@@ -81,3 +81,39 @@ def test_a_child_has_threads_of_its_own() -> None:
     status = []
     assert wait_until(lambda: bool(status.append(os.waitpid(pid, os.WNOHANG)) or status[-1][0]), 20), "it hangs"
     assert status[-1][1] == 0
+
+
+def test_ahead_is_in_order_and_never_far() -> None:
+    begun: list[int] = []
+
+    def call(i: int) -> int:
+        begun.append(i)
+        time.sleep(0.001 * (i % 3))
+        return i
+
+    for taken, i in enumerate(ahead(call, range(50), 3)):
+        assert i == taken
+        assert len(begun) <= taken + 4
+    assert sorted(begun) == list(range(50))
+    assert list(ahead(call, [], 3)) == []
+
+
+def test_ahead_gives_up_what_nobody_takes() -> None:
+    hold, begun = threading.Event(), []
+
+    def call(i: int) -> int:
+        begun.append(i)
+        if i == 1:
+            raise StoreError("x")
+        hold.wait(20 * (i > 1))
+        return i
+
+    blocked = [Process.submit(hold.wait, 20) for _ in range(REQUESTS - 2)]
+    answers = ahead(call, range(2 * REQUESTS), REQUESTS)
+    assert next(answers) == 0
+    with pytest.raises(StoreError, match="x"):
+        next(answers)
+    hold.set()
+    assert all(future.result() for future in blocked)
+    assert Process.submit(int).result() == 0  # behind all that was cancelled
+    assert len(begun) <= 4

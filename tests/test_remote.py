@@ -501,7 +501,7 @@ def test_what_is_not_installed(servers: Servers, monkeypatch: pytest.MonkeyPatch
         store, path = open_store(f"{proxy.url}/data.tar")
         assert store.read(path, 3, 1000) == DATA[3:1000]
         assert isinstance(store, remote.RemoteStore)
-        assert list(store._clients) == ["plain"]
+        assert list(store._clients.made) == ["plain"]
     server = servers.get("s3")
     store, path = open_store("s3://bucket/a.tar", server.options)
     store.put(path, DATA[:1000])

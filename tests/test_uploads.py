@@ -29,7 +29,7 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def begin(options: dict[str, Any], names: list[str]) -> None:
-    files = RemoteStore("s3", "s3://bucket/", options, FAST)._fsspec()
+    files = RemoteStore("s3", "s3://bucket/", options, FAST)._clients.fsspec()
     for name in names:
         files._s3("create_multipart_upload", name, Bucket="bucket", Key=name)
 
@@ -45,7 +45,7 @@ def test_what_is_asked_for_is_aborted(server: Server) -> None:
     store = RemoteStore("s3", "s3://bucket/", server.options, FAST)
     assert store.abandon("", lambda path: True) == 3
     assert store.abandon("", lambda path: True) == 0
-    assert sorted(store._clients) == ["uploads"]
+    assert sorted(store._clients.made) == ["uploads"]
 
 
 @pytest.mark.parametrize("server", ["s3"], indirect=True)  # the proxy knows no chunked answers, which Ceph gives

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import codecs
 import urllib.parse
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from html.parser import HTMLParser
 
+from wdstools import failures
 from wdstools.errors import StoreError
 
 DEPTH = 64  # folders in folders: more of them is a link that leads back
@@ -63,3 +64,23 @@ def names(url: str, pieces: Iterable[bytes], told: bool) -> tuple[list[str], lis
         found[to.path[len(above + slash) :]] = None
     folders = [name for name in found if name.endswith("/")]
     return folders, [name for name in found if name[-1] != "/" and name + "/" not in found]
+
+
+def walk(
+    root: str, prefix: str, delimited: bool, page: Callable[[str], tuple[list[str], list[str]]]
+) -> Iterator[tuple[list[str], list[str]]]:
+    """Yield for each folder (folders, files) in it whose paths begin with `prefix`, and go through the folders, or
+    with `delimited` through the first only. `page`: what names() gives for a path. Raises StoreError past DEPTH."""
+    top = prefix[: prefix.rfind("/") + 1]
+    left = [top]
+    while left:
+        folder = left.pop()
+        if folder.count("/") - top.count("/") > DEPTH:
+            raise StoreError(f"{failures.hide(root + folder)}: lies {DEPTH} folders deep: does a link lead back?")
+        inner, files = ([folder + name for name in names] for names in page(folder))
+        if not delimited:
+            left += [path for path in inner if path.startswith(prefix) or prefix.startswith(path)]
+        yield (
+            [path for path in inner if delimited and path.startswith(prefix)],
+            [path for path in files if path.startswith(prefix)],
+        )

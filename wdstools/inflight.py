@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -14,6 +14,7 @@ from typing import Any, Generic, TypeVar
 from wdstools.errors import StoreError
 from wdstools.ranges import Range, plan
 
+A = TypeVar("A")
 T = TypeVar("T")
 
 REQUESTS = 64  # at once, of all stores of a process
@@ -109,6 +110,21 @@ class Calls(Generic[T]):
         """Give up what has not begun."""
         for futures in self._groups.values():
             _cancel(futures)
+
+
+def ahead(call: Callable[[A], T], items: Iterable[A], count: int) -> Generator[T, None, None]:
+    """Yield what a call returns for each item, in order; `count` of them are under way while one is consumed."""
+    under_way: deque[Future[T]] = deque()
+    try:
+        for item in items:
+            under_way.append(Process.submit(call, item))
+            if len(under_way) > count:
+                yield under_way.popleft().result()
+        while under_way:
+            yield under_way.popleft().result()
+    finally:
+        for future in under_way:
+            future.cancel()
 
 
 def _cancel(futures: list[Future[T]]) -> None:

@@ -1,31 +1,26 @@
 """RemoteStore: objects behind a network, read in many requests at once, each repeated until it is right or hopeless.
 
-Which client reads: obstore for s3, gs, az and http where it can (`obstores.usable`), else our own for http, else
-fsspec. obstore lists, and writes to s3 and az, where it can, else fsspec does; of http, what the pages of the server
-show is listed (`httpfolders`).
+Which client does what is in `clients`; of http, what the pages of the server show is listed (`httpfolders`).
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from concurrent.futures import Future
 from functools import partial
-from typing import Any, BinaryIO, Protocol, TypeVar, cast
+from typing import Any, BinaryIO, TypeVar
 
 from wdstools import httpfolders
+from wdstools.clients import Client, Clients
 from wdstools.errors import AccessError, PastEndError, StoreError
 from wdstools.failures import NoRangesError
-from wdstools.fsspecs import Fsspec
 from wdstools.httpclient import HttpClient
-from wdstools.inflight import Calls, Job, Process
-from wdstools.obstores import Obstore, usable
+from wdstools.inflight import Calls, Job, ahead
+from wdstools.obstores import Obstore
 from wdstools.ranges import Buffer, Range, scatter
 from wdstools.retrying import Retries, Transient
 from wdstools.retrying import wait as pause
-from wdstools.storebase import Answer, Stat, Store, as_file, beyond
-from wdstools.uploads import Uploads, signs
+from wdstools.storebase import Answer, Counted, Stat, Store, as_file, beyond
 
 T = TypeVar("T")
 
@@ -34,42 +29,6 @@ PART = 8 * 1024 * 1024  # bytes of the others
 AT_ONCE = 4096  # files of a page whose sizes are asked for before the next
 PUT = 64 * 1024 * 1024  # bytes of an object that is written in one request
 AHEAD = 3  # parts of a stream that are under way while one is consumed
-
-
-class Client(Protocol):
-    """What reads. `get` makes one attempt, and raises StoreError, or Transient where another may succeed.
-
-    `verifies`: the Stat comes with the bytes, from the same answer.
-    """
-
-    verifies: bool
-
-    def stat(self, path: str) -> Stat: ...
-    def get(self, path: str, start: int, end: int, partly: bool = False) -> Answer: ...
-
-
-class _Counted:
-    """Pieces, and what became of them: their bytes, whether all were taken, and the exception that they ended with."""
-
-    def __init__(self, pieces: Iterator[Buffer]) -> None:
-        self._pieces = pieces
-        self.nbytes, self.ended = 0, False
-        self.error: BaseException | None = None
-
-    def __iter__(self) -> _Counted:
-        return self
-
-    def __next__(self) -> Buffer:
-        try:
-            piece = next(self._pieces)
-        except StopIteration:
-            self.ended = True
-            raise
-        except BaseException as error:
-            self.error = error
-            raise
-        self.nbytes += len(piece)
-        return piece
 
 
 class RemoteStore(Store):
@@ -82,7 +41,7 @@ class RemoteStore(Store):
         super().__init__()
         self.root = root
         self._scheme, self._options, self._retries = scheme, dict(options), retries
-        self._clients: dict[str, Any] = {}
+        self._clients = Clients(scheme, root, self._options, retries)
         self._known = False  # whether the other side has ever answered
         self._ranges = True  # whether it knows ranges, as far as known
 
@@ -122,7 +81,7 @@ class RemoteStore(Store):
         try:
             if (pinned := self._pins.get(job.path)) and job.reads[-1][1] > pinned.nbytes:
                 raise beyond(self.url(job.path), job.reads[-1][1], pinned.nbytes)
-            return self._reader(job.path)
+            return self._clients.reader(job.path)
         except StoreError as error:
             job.error = error
             return None
@@ -163,7 +122,7 @@ class RemoteStore(Store):
         self._after_fork()
         if not self._ranges:
             return as_file(self._whole(path), FIRST)
-        client = self._reader(path)
+        client = self._clients.reader(path)
         try:
             try:
                 first = self._get(client, path, 0, FIRST, True)
@@ -180,13 +139,15 @@ class RemoteStore(Store):
         return as_file(self._parts(client, path, first), FIRST)
 
     def put(self, path: str, data: Buffer) -> None:
-        files = self._writer(path) if memoryview(data).nbytes <= PUT else self._files("written to")
+        self._after_fork()
+        files = self._clients.writer(path) if memoryview(data).nbytes <= PUT else self._clients.files("written to")
         self.forget(path)
         self._repeat(lambda: files.put(path, data))
         self.forget(path)
 
     def list(self, prefix: str = "", recursive: bool = False) -> list[str]:
-        files = self._files("listed")
+        self._after_fork()
+        files = self._clients.files("listed")
         return self._repeat(lambda: files.list(prefix, recursive))
 
     def listing(self, prefix: str = "", delimited: bool = False) -> Iterator[tuple[str, Stat | None]]:
@@ -196,37 +157,26 @@ class RemoteStore(Store):
             yield from self._shown(prefix, delimited)
             return
         self._after_fork()
-        # the versions that Google's listing has through obstore are not those that reads have
-        if self._scheme not in ("s3", "az") or not usable(self._scheme, "x", self._options):
-            files = self._files("listed")
-            yield from self._repeat(lambda: [*files.listing(prefix, delimited)])
-            return
-        client = cast(Obstore, self._reader("x"))
-        if delimited:
-            yield from self._repeat(lambda: [*client.listing(prefix, True)])
+        client = self._clients.lister()
+        if isinstance(client, Obstore) and not delimited:
+            yield from self._retries.resume(lambda last: client.listing(prefix, after=last))
         else:
-            yield from self._all(client, prefix)
+            yield from self._repeat(lambda: [*client.listing(prefix, delimited)])
 
     def _shown(self, prefix: str, delimited: bool) -> Iterator[tuple[str, Stat | None]]:
         """As listing, of folders that the server shows as pages; sizes and versions are asked for by HEAD."""
         self._after_fork()
-        client, top = self._plain(), prefix[: prefix.rfind("/") + 1]
-        left = [top]
+        client = self._clients.plain()
 
         def ask(folder: str) -> tuple[list[str], list[str]]:
             stat, pieces = client.stream(folder, page=True)
             return httpfolders.names(self.url(folder), pieces, stat is not None)
 
-        while left:
-            folder = left.pop()
-            if folder.count("/") - top.count("/") > httpfolders.DEPTH:
-                raise StoreError(f"{self.url(folder)}: lies {httpfolders.DEPTH} folders deep: does a link lead back?")
-            inner, files = ([folder + name for name in names] for names in self._repeat(partial(ask, folder)))
-            if delimited:
-                yield from ((path, None) for path in inner if path.startswith(prefix))
-            else:
-                left += [path for path in inner if path.startswith(prefix) or prefix.startswith(path)]
-            files = [path for path in files if path.startswith(prefix)]
+        def page(folder: str) -> tuple[list[str], list[str]]:
+            return self._repeat(partial(ask, folder))
+
+        for folders, files in httpfolders.walk(self.root, prefix, delimited, page):
+            yield from ((path, None) for path in folders)
             for start in range(0, len(files), AT_ONCE):
                 paths = files[start : start + AT_ONCE]
                 for path, found in zip(paths, self.sizes(paths), strict=True):
@@ -235,38 +185,26 @@ class RemoteStore(Store):
                     self.forget(path)
                     yield path, found
 
-    def _all(self, client: Obstore, prefix: str) -> Iterator[tuple[str, Stat | None]]:
-        """A listing that goes on behind the last path where an answer breaks off."""
-        last, failed = "", 0
-        while True:
-            try:
-                for path, stat in client.listing(prefix, after=last):
-                    last, failed = path, 0
-                    yield path, stat
-                return
-            except Transient as broken:
-                failed += 1
-                if failed >= self._retries.attempts:
-                    raise broken.error from broken.__cause__
-                pause(self._retries.pause(failed, broken.after))
-
     def create(self, path: str, data: bytes) -> bool:
         """Write an object where there is none; false where there is one, which may be of a lost answer."""
-        files = self._writer(path)
+        self._after_fork()
+        files = self._clients.writer(path)
         self.forget(path)
         return self._repeat(lambda: files.create(path, data))
 
     def replace(self, path: str, data: bytes, was: Stat) -> bool | None:
         """Write an object over the version that was read, and over no other: false where it is another by now, also by
         a lost answer, or gone. None, and nothing is written: this store does not know such a condition."""
-        files = self._writer(path)
+        self._after_fork()
+        files = self._clients.writer(path)
         self.forget(path)
         etag = was.etag
         return None if etag is None else self._repeat(lambda: files.replace(path, data, etag))
 
     def remove(self, path: str) -> None:
         """Remove an object, or nothing where there is none."""
-        files = self._writer(path)
+        self._after_fork()
+        files = self._clients.writer(path)
         self.forget(path)
         self._repeat(lambda: files.remove(path))
 
@@ -274,9 +212,10 @@ class RemoteStore(Store):
         """Write an object that does not have to fit in memory, in parts of `nbytes`: it appears when all of it is
         there. Where something else than what was written may be under that name, remove it before: an upload whose
         last answer was lost is known by its size."""
-        files = self._writer(path)
+        self._after_fork()
+        files = self._clients.writer(path)
         self.forget(path)
-        told = _Counted(pieces)
+        told = Counted(pieces)
         try:
             if isinstance(files, Obstore):
                 files.upload(path, told, nbytes, at_once)
@@ -299,19 +238,15 @@ class RemoteStore(Store):
     def abandon(self, prefix: str, mine: Callable[[str], bool]) -> int:
         """Abort the uploads to these paths that nobody completed; see Fsspec.abandon."""
         self._after_fork()
-        if self._scheme != "s3" and self._writes("x"):
+        files = self._clients.aborter()
+        if files is None:
             return 0
-        files: Uploads | Fsspec
-        if self._scheme == "s3" and usable("s3", "x", self._options) and signs(self._options):
-            files = self._client("uploads", lambda: Uploads(self.root, self._options, self._retries))
-        else:
-            files = self._files("written to")
         return self._repeat(lambda: files.abandon(prefix, mine))
 
     def _stat(self, path: str) -> Stat:
         self._after_fork()
         # An http server may refuse HEAD: our own client knows another way.
-        client: Client = self._plain() if self._scheme == "http" else self._reader(path)
+        client: Client = self._clients.plain() if self._scheme == "http" else self._clients.reader(path)
         try:
             return self._repeat(lambda: client.stat(path))
         except StoreError as error:
@@ -330,7 +265,7 @@ class RemoteStore(Store):
         except NoRangesError:
             if self._scheme != "http" or isinstance(client, HttpClient):
                 raise
-            plain = self._plain()  # tells a web page from a server that knows no ranges
+            plain = self._clients.plain()  # tells a web page from a server that knows no ranges
             answer = self._repeat(lambda: plain.get(path, start, end, partly))
         except StoreError as error:
             if type(error) in (StoreError, PastEndError) and path in self._pins:  # replaced by a shorter one?
@@ -345,22 +280,15 @@ class RemoteStore(Store):
         """The answer with the FIRST bytes of an object, then the rest, read ahead."""
         yield first.data
         nbytes = first.stat.nbytes if first.stat is not None else self.size(path).nbytes
-        under_way: deque[Future[Answer]] = deque()
-        try:
-            for start in range(FIRST, nbytes, PART):
-                under_way.append(Process.submit(self._get, client, path, start, min(start + PART, nbytes)))
-                if len(under_way) > AHEAD:
-                    yield under_way.popleft().result().data
-            while under_way:
-                yield under_way.popleft().result().data
-            self._verify(client, path)
-        finally:
-            for future in under_way:
-                future.cancel()
+        spans = ((start, min(start + PART, nbytes)) for start in range(FIRST, nbytes, PART))
+        with contextlib.closing(ahead(lambda span: self._get(client, path, *span), spans, AHEAD)) as answers:
+            for answer in answers:
+                yield answer.data
+        self._verify(client, path)
 
     def _whole(self, path: str) -> Generator[Buffer, None, None]:
         """An object of a server that knows no ranges; after a break, from the start again up to where it broke."""
-        client, have, failed = self._plain(), 0, 0
+        client, have, failed = self._clients.plain(), 0, 0
         while True:
             try:
                 stat, pieces = self._repeat(lambda: client.stream(path))
@@ -402,46 +330,10 @@ class RemoteStore(Store):
     def _after_fork(self) -> bool:
         forked = super()._after_fork()
         if forked:
-            Process.inherited.append(self._clients)
-            self._clients = {}
+            self._clients.drop()
         return forked
-
-    def _reader(self, path: str) -> Client:
-        if self._scheme in ("s3", "gs", "az", "http") and usable(self._scheme, path, self._options):
-            return self._client("obstore", lambda: Obstore(self._scheme, self.root, self._options, self._retries))
-        return self._plain() if self._scheme == "http" else self._fsspec()
 
     def http(self) -> HttpClient:
         """The plain client, for requests that are no reads of an object: each is one attempt."""
         self._after_fork()
-        return self._plain()
-
-    def _plain(self) -> HttpClient:
-        headers = self._options.get("headers") or (self._options.get("client_kwargs") or {}).get("headers")
-        return self._client("plain", lambda: HttpClient(self.root, self._retries.patience, headers))
-
-    def _fsspec(self) -> Fsspec:
-        return self._client("fsspec", lambda: Fsspec(self._scheme, self.root, self._options, self._retries))
-
-    def _writes(self, path: str) -> bool:
-        """Whether obstore writes this: it can for gs too, but not to what plays gs in tests."""
-        return self._scheme in ("s3", "az") and usable(self._scheme, path, self._options)
-
-    def _writer(self, path: str) -> Obstore | Fsspec:
-        self._after_fork()
-        return cast(Obstore, self._reader(path)) if self._writes(path) else self._files("written to")
-
-    def _files(self, what: str) -> Fsspec:
-        self._after_fork()
-        if self._scheme == "http":
-            raise StoreError(f"{self.root}: an http server cannot be {what}")
-        return self._fsspec()
-
-    def _client(self, name: str, make: Callable[[], T]) -> T:
-        client = self._clients.get(name)
-        if client is None:
-            try:
-                client = self._clients.setdefault(name, make())  # of two threads, one made the client of both
-            except Transient as failed:
-                raise failed.error from failed.__cause__
-        return cast(T, client)
+        return self._clients.plain()

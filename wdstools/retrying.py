@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -63,6 +63,22 @@ class Retries:
                     raise failed.error from failed.__cause__
                 wait(pause)
         raise ValueError("attempts must be at least 1")
+
+    def resume(self, begin: Callable[[str], Iterator[tuple[str, T]]]) -> Iterator[tuple[str, T]]:
+        """Yield what `begin(last)` does of what lies behind `last`, a path, in order; where it raises Transient, begin
+        behind the last that came. Raises the error of as many attempts as there may be that brought nothing."""
+        last, failed = "", 0
+        while True:
+            try:
+                for path, found in begin(last):
+                    last, failed = path, 0
+                    yield path, found
+                return
+            except Transient as broken:
+                failed += 1
+                if failed >= self.attempts:
+                    raise broken.error from broken.__cause__
+                wait(self.pause(failed, broken.after))
 
     def pause(self, number: int, asked: float = 0.0) -> float:
         """Seconds after failure `number`, counted from 1; no less than the server asked for, within 30."""

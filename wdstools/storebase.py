@@ -231,3 +231,27 @@ class _Pieces(io.RawIOBase):
     def close(self) -> None:
         self._pieces.close()
         super().close()
+
+
+class Counted:
+    """Pieces, and what became of them: their bytes, whether all were taken, and the exception that they ended with."""
+
+    def __init__(self, pieces: Iterator[Buffer]) -> None:
+        self._pieces = pieces
+        self.nbytes, self.ended = 0, False
+        self.error: BaseException | None = None
+
+    def __iter__(self) -> Counted:
+        return self
+
+    def __next__(self) -> Buffer:
+        try:
+            piece = next(self._pieces)
+        except StopIteration:
+            self.ended = True
+            raise
+        except BaseException as error:
+            self.error = error
+            raise
+        self.nbytes += len(piece)
+        return piece
