@@ -33,7 +33,7 @@ MODULES = {  # of rooms that are more than one module
     "urls": "braces pipes",
     "plan": "deal mix permute",
     "storage": "store storebase ranges inflight retrying failures passing"
-    " remote clients obstores fsspecs uploads httpclient httpfolders cache blocks",
+    " remote clients obstores credentials fsspecs uploads httpclient httpfolders cache blocks",
     "index": "shardtable indexfile rowbatches",
     "build": "merge checksums shardindex comparison",
     "writer": "openshard",

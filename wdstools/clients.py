@@ -1,6 +1,6 @@
 """Which client does what for the objects of one root: made when it is first needed.
 
-obstore reads s3, gs, az and http where it can (`obstores.usable`), else our own client http, else fsspec. obstore
+obstore reads s3, gs, az and http where it can (`obstores.usable`), else our own client for http, else fsspec. obstore
 lists, and writes to s3 and az, where it can, else fsspec does.
 """
 

@@ -17,9 +17,9 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from wdstools import failures
+from wdstools.credentials import s3_config
 from wdstools.errors import NotFoundError, StoreError
 from wdstools.httpclient import HttpClient
-from wdstools.obstores import s3_config
 from wdstools.retrying import Retries
 
 
