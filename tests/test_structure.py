@@ -36,7 +36,7 @@ MODULES = {  # of rooms that are more than one module
     " remote clients obstores credentials fsspecs uploads httpclient httpfolders cache blocks",
     "index": "shardtable indexfile rowbatches",
     "build": "merge checksums shardindex comparison",
-    "writer": "openshard",
+    "writer": "openshard shardnames",
     "dataset": "access fetching finding served",
     "loader": "sampler parcel streaming shardorder workers",
     "compat": "gopen",

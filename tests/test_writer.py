@@ -25,7 +25,8 @@ from wdstools.build import build
 from wdstools.comparison import check
 from wdstools.errors import DestinationError, EncodeError, SourceError
 from wdstools.index import Index
-from wdstools.writer import Packer, ShardFile, check_pattern, existing_shards, part_name, sample_nbytes
+from wdstools.shardnames import check_pattern, existing_shards
+from wdstools.writer import Packer, ShardFile, part_name, sample_nbytes
 
 Sample = dict[str, Any]
 
@@ -258,7 +259,10 @@ def test_patterns_that_are_none(pattern: str, tmp_path: Path, monkeypatch: pytes
     assert names(tmp_path) == []
 
 
-@pytest.mark.parametrize("pattern", ["%d", "a-%06d.tar", "d%%/a%%-%d%%.tar", "./x/%d.tar", "a b{1,2}-[x]-%02d*.tar"])
+NAMES = ["%d", "a-%06d.tar", "d%%/a%%-%d%%.tar", "./x/%d.tar", "d//.%d.tar", "a b{1,2}-[x]-%02d*.tar"]
+
+
+@pytest.mark.parametrize("pattern", NAMES)
 def test_patterns(pattern: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     check_pattern(pattern)

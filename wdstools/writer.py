@@ -5,9 +5,7 @@ Arrow takes 0.1 s to load: it is loaded when the first shard is finished, while 
 
 from __future__ import annotations
 
-import glob
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,13 +13,11 @@ from wdstools import encode, tar, urls
 from wdstools.errors import DestinationError
 from wdstools.openshard import OpenShard
 from wdstools.samples import Sample
+from wdstools.shardnames import check_pattern, existing_shards
 
 if TYPE_CHECKING:
     from wdstools.columns import Lift
     from wdstools.index import Index
-
-_NUMBER = re.compile(r"%(?:0[1-9][0-9]*)?d")
-_COMPRESSED = re.compile(r"\.(?:tgz|tzst|tbz2?|txz|gz|zst|bz2|xz)$", re.IGNORECASE)
 
 Value = bytes | bytearray | memoryview | tuple[str | os.PathLike[str], int]
 """The payload of a field: bytes, or (path, nbytes) of a file to copy; nbytes -1 takes whatever it has."""
@@ -269,28 +265,6 @@ class ShardWriter:
             file.abort()
         done, self._done = self._done, []
         _remove_parts(done)
-
-
-def check_pattern(pattern: str) -> None:
-    """Raises DestinationError unless a pattern is a local path with one %d or %06d, in its last part."""
-    plain = pattern.replace("%%", "")
-    if plain.count("%") != 1 or not _NUMBER.search(plain) or "%" not in os.path.basename(plain):
-        raise DestinationError(f"{pattern!r} is not a name for shards: it needs one number, as in train-%06d.tar")
-    if urls.is_absolute(pattern) and not pattern.startswith("/"):
-        raise DestinationError(f"{pattern!r}: shards are written to local paths only")
-    if _COMPRESSED.search(pattern):
-        raise DestinationError(f"{pattern!r}: shards are written as plain tars, which can be indexed: name them .tar")
-
-
-def existing_shards(pattern: str) -> list[str]:
-    """Return the files that a pattern may have named before, with numbers of any width, sorted."""
-    number = next((m for m in re.finditer(rf"%%|{_NUMBER.pattern}", pattern) if m[0] != "%%"), None)
-    if number is None:
-        return []
-    head, tail = (re.escape(text % ()) for text in (pattern[: number.start()], pattern[number.end() :]))
-    form = re.compile(f"{head}[0-9]+{tail}", re.DOTALL)
-    folder = os.path.dirname(pattern % 0)
-    return sorted(path for path in glob.glob(os.path.join(glob.escape(folder), "*")) if form.fullmatch(path))
 
 
 def _remove_parts(shards: Sequence[str]) -> None:

@@ -15,6 +15,7 @@ from wdstools.convert.entries import Entries
 from wdstools.convert.options import Options
 from wdstools.convert.order import Numbers
 from wdstools.errors import DestinationError
+from wdstools.shardnames import check_pattern
 
 _NUMBER = re.compile(r"%[0-9]*d")
 _GOOD_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,60}")
@@ -77,7 +78,7 @@ def targets(dest: str, name: str, splits: Sequence[tuple[str, float]]) -> list[T
     else:
         found = [Target("", os.path.join(folder, base))]
     for target in found:
-        writer.check_pattern(target.pattern.partition("://")[2] if remote else target.pattern)
+        check_pattern(target.pattern.partition("://")[2] if remote else target.pattern)
         if not (target.pattern % 0).endswith(".tar"):
             raise DestinationError(f"{target.pattern!r}: shards are plain tars, so the name must end with .tar")
     if len({target.index_path for target in found}) < len(found):

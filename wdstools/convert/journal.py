@@ -27,6 +27,7 @@ from wdstools.convert.finished import Finished, check_shards, strangers
 from wdstools.convert.options import Skipped
 from wdstools.convert.shards import JOB
 from wdstools.errors import DestinationError, IndexFileError, NotFoundError
+from wdstools.shardnames import check_pattern
 
 if TYPE_CHECKING:
     from wdstools.convert.lock import Lock
@@ -239,7 +240,7 @@ class Job:
         for name in (old or {}).get("patterns", []):
             if isinstance(name, str) and os.path.basename(name) == name:
                 with contextlib.suppress(DestinationError):
-                    writer.check_pattern(name)
+                    check_pattern(name)
                     found.append(Target("", os.path.join(self.folder, name)))
         for target in found:
             for path in [target.index_path, *(path for _, path in target.existing())]:
