@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import webdataset as wds
 from helpers import make_tar
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from webdataset.shardlists import expand_urls
 
@@ -169,6 +169,9 @@ ALPHABET = st.sampled_from(
 )
 
 
+@example("\\", "curl")  # the last backslash means itself
+@example("a\\\\\\", "ssh")
+@example("{0,1}\\", "aws")
 @given(st.lists(ALPHABET, max_size=14).map("".join), st.sampled_from(["curl", "aws", "ssh", "wds-cat", "cat", "cat|"]))
 def test_quoting_and_expanding_commute(text: str, via: str) -> None:
     """What the pattern of commands expands to is the commands of what the pattern expands to."""
