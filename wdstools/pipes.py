@@ -115,9 +115,7 @@ def _pipe(
     rest = url[match.end() :] if match else url
     if not match and "://" in url:
         raise UrlError(f"{url!r}: write the scheme without braces")
-    if (
-        len(url) - len(url.rstrip("\\"))
-    ) % 2:  # the last one means itself: keep it from the quote
+    if (len(url) - len(url.rstrip("\\"))) % 2:  # the last one means itself: keep it from the quote
         url, rest = url + "\\", rest + "\\"
     if scheme == "" and (match or url[:5].lower() == "file:"):
         raise UrlError(f"{url!r}: give the path itself: programs do not know file URLs")
