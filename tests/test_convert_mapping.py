@@ -30,6 +30,9 @@ def three(sample):
 def renamed(sample):
     return {"__key__": "new/" + sample["__key__"], "txt": sample["txt"]}
 
+def twice(sample):
+    return {"__key__": "%03d" % (int(sample["__key__"]) % 20), "txt": b""}
+
 def bad(sample):
     if sample["__key__"] == "007":
         raise KeyError("oh")
@@ -150,3 +153,16 @@ def test_of_shards_and_records(tmp_path: Path) -> None:
         assert code == 0, err
         assert keys(tmp_path / f"out{number}") == ["000", "003", "006"]
     assert members(shards(tmp_path / "out0")[0])[0] == ("000.txt", b"text 0")
+
+
+@pytest.mark.parametrize("limit", [{"maxcount": 5}, {"maxsize": 10_000}])
+def test_a_key_of_two_shards_is_an_error(limit: dict[str, int], tmp_path: Path) -> None:
+    """Each shard is good, and the set would hold two samples of one key: no index says that it is whole."""
+    for _again in range(2):
+        with pytest.raises(
+            SourceError, match=r"two samples with one key: '0\d\d' is in .*/x-00000\d.tar and in .*/x-0000\d\d"
+        ):
+            mapped(tmp_path, "twice", **limit)
+    assert not list((tmp_path / "out").glob("*.wdsindex"))
+    with pytest.raises(SourceError, match="two samples with one key"):
+        mapped(tmp_path, "twice", on_error="skip", overwrite=True, **limit)

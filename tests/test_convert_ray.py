@@ -340,6 +340,7 @@ def test_what_has_no_plan(here: Path) -> None:
 
 
 def test_no_cluster_at_the_address(tmp_path: Path) -> None:
+    pytest.importorskip("ray")
     class_tree(tmp_path / "in")
     code, _, err = run(tmp_path / "in", tmp_path / "out", "--engine", "ray", "--address", "127.0.0.1:1")
     assert code == 1

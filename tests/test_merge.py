@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import random
+import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given
@@ -16,6 +18,7 @@ from indexing import build_of, labelled, model, random_files, rows_of, save, wit
 from wdstools import build, errors
 from wdstools import merge as room
 from wdstools.dataset import Dataset
+from wdstools.errors import SourceError
 from wdstools.index import Index
 from wdstools.merge import merge, merge_files
 
@@ -140,6 +143,49 @@ def test_any_batches_and_spills(
     assert [dataset[row]["__key__"] for row in range(len(found))] == [found.key(row) for row in range(len(found))]
     for key in map(str, range(13)):
         assert found.find(key) == [row for row in range(len(found)) if found.key(row) == key]
+
+
+@given(
+    rows=st.lists(st.lists(st.integers(0, 30), max_size=6, unique=True), min_size=2, max_size=6),
+    batch=st.integers(1, 12),
+    spill=st.integers(1, 30),
+)
+def test_unique_keys(rows: list[list[int]], batch: int, spill: int, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A key of two shards is found whatever batches and spills are, and named with both; nothing else is refused."""
+    folder = tmp_path_factory.mktemp("unique")
+    paths = write_shards(folder, [[(f"{key}.bin", b"") for key in keys] for keys in rows])
+    parts = files_of([build.build([path]) for path in paths], folder)
+    every = [key for keys in rows for key in keys]
+    twice = {key for key in every if every.count(key) > 1}
+    out = folder / "all.wdsindex"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(room, "BATCH_ROWS", batch)
+        patch.setattr(room, "SPILL_ROWS", spill)
+        if not twice:
+            merge_files(parts, str(out), unique=True)
+            assert len(Index.load(out)) == len(every)
+            return
+        with pytest.raises(SourceError, match="two samples with one key") as caught:
+            merge_files(parts, str(out), unique=True)
+    assert not out.exists()
+    told = re.search(r"key: '(\d+)' is in (\S+) and in (\S+)$", str(caught.value))
+    assert told
+    first, second = (rows[paths.index(path)] for path in told.groups()[1:])
+    assert int(told[1]) in twice
+    assert int(told[1]) in first
+    assert int(told[1]) in second
+
+
+def test_keys_with_one_hash_are_two(shards: list[str], tmp_path: Path) -> None:
+    """What counts are keys: hashes that are made equal refuse nothing."""
+    parts = []
+    for path in shards:
+        index = build.build([path])
+        same = pa.array(np.full(len(index), 7, np.uint64))
+        table = index.table.set_column(index.table.column_names.index("_hash"), "_hash", same)
+        parts.append(Index(table, index.shards))
+    merge_files(files_of(parts, tmp_path), str(tmp_path / "all.wdsindex"), trusted=True, unique=True)
+    assert len(Index.load(tmp_path / "all.wdsindex")) == sum(map(len, parts))
 
 
 def test_a_merge_that_fails_leaves_nothing(shards: list[str], tmp_path: Path) -> None:

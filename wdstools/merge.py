@@ -7,9 +7,11 @@ beside the hashes, bucket by bucket in order.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 import threading
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import IO, Any
@@ -18,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from wdstools.columns import CORE, FIELD_TYPE, HIDDEN, Array, concat, make_fields, one_chunk, take_fields
-from wdstools.errors import IndexFileError
+from wdstools.errors import IndexFileError, SourceError
 from wdstools.index import BATCH_ROWS, Index
 from wdstools.indexfile import write
 from wdstools.shardtable import Shards, canonical
@@ -41,18 +43,22 @@ def merge(indexes: Sequence[Index]) -> Index:
     return Index(pa.Table.from_batches(list(parts.batches()), parts.schema), parts.shards)
 
 
-def merge_files(paths: Sequence[str], path: str, metadata: Metadata | None = None, *, trusted: bool = False) -> None:
-    """Put index files together, in order, into another, which appears whole or not at all. Raises as merge() does, and
-    NotFoundError.
+def merge_files(
+    paths: Sequence[str], path: str, metadata: Metadata | None = None, *, trusted: bool = False, unique: bool = False
+) -> None:
+    """Put index files together, in order, into another, which appears whole or not at all. Raises as merge() does,
+    NotFoundError, and SourceError where keys must be `unique` and one is there twice.
 
     `metadata`: what the file shall say of itself, or a function of the shard table that tells. `trusted`: this process
     has written the files, or looked at all of them.
     """
-    _merge_into(path, lambda number: Index.load(paths[number]), len(paths), metadata, trusted)
+    _merge_into(path, lambda number: Index.load(paths[number]), len(paths), metadata, trusted, unique)
 
 
-def _merge_into(path: str, load: Callable[[int], Index], count: int, metadata: Metadata | None, trusted: bool) -> None:
-    parts = _Parts(load, count, os.path.dirname(os.path.abspath(path)), trusted)
+def _merge_into(
+    path: str, load: Callable[[int], Index], count: int, metadata: Metadata | None, trusted: bool, unique: bool = False
+) -> None:
+    parts = _Parts(load, count, os.path.dirname(os.path.abspath(path)), trusted, unique)
     told = metadata(parts.shards) if callable(metadata) else metadata or {}
     write(path, parts.schema, parts.batches(), parts.shards, told)
 
@@ -111,8 +117,11 @@ def _pwrite(fd: int, data: memoryview, start: int) -> None:
 class _Parts:
     """The parts of a merge, after the first pass. `load(i)` gives part i, twice."""
 
-    def __init__(self, load: Callable[[int], Index], count: int, folder: str, trusted: bool = False) -> None:
-        self._load, self._count = load, count
+    def __init__(
+        self, load: Callable[[int], Index], count: int, folder: str, trusted: bool = False, unique: bool = False
+    ) -> None:
+        self._load, self._count, self._unique = load, count, unique
+        self._firsts: list[int] = []  # the first row of each part
         self.shards = Shards()
         self._names: dict[str, int] = {}
         self._hashes = _Buckets(folder)
@@ -131,6 +140,7 @@ class _Parts:
             lifted.append(pa.schema([field for field in table.schema if field.name not in (*CORE, *HIDDEN)]))
             kinds.add(table.schema.field("key").type)
             self._hashes.add(table.column("_hash").to_numpy(), table.column("_row").to_numpy(), rows)
+            self._firsts.append(rows)
             rows += len(part)
         for url, times in Counter(canonical(url) for url in self.shards.url).items():
             if times > 1:
@@ -140,12 +150,31 @@ class _Parts:
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         """Yield the batches of the merged index, BATCH_ROWS each but the last."""
-        hashes = _Taker(self._hashes.sorted())
-        for rows in _regrouped(self._rows(), BATCH_ROWS):
-            pairs = hashes.take(len(rows))
-            arrays = [one_chunk(column) for column in rows.columns]
-            arrays += [pa.array(pairs[name], pa.uint64()) for name in ("hash", "row")]
-            yield pa.RecordBatch.from_arrays(arrays, schema=self.schema)
+        with contextlib.closing(self._hashes):
+            hashes, last = _Taker(self._hashes.sorted()), np.empty(0, _PAIR)
+            for rows in _regrouped(self._rows(), BATCH_ROWS):
+                pairs = hashes.take(len(rows))
+                if self._unique:
+                    self._check(np.concatenate((last, pairs)))
+                    last = pairs[-1:]
+                arrays = [one_chunk(column) for column in rows.columns]
+                arrays += [pa.array(pairs[name], pa.uint64()) for name in ("hash", "row")]
+                yield pa.RecordBatch.from_arrays(arrays, schema=self.schema)
+
+    def _check(self, pairs: Array) -> None:
+        """Raises SourceError where two neighbours among sorted pairs are of one key."""
+        for i in np.flatnonzero(pairs["hash"][1:] == pairs["hash"][:-1]).tolist():
+            (key, url), (other, there) = (self._sample(int(row)) for row in pairs["row"][i : i + 2])
+            if key == other:
+                where = f"{url} and in {there}" if url != there else f"{url}, twice"
+                raise SourceError(f"two samples with one key: {key!r} is in {where}")
+
+    def _sample(self, row: int) -> tuple[str, str]:
+        """The key and the shard of a row."""
+        number = bisect_right(self._firsts, row) - 1
+        part = self._load(number)
+        key, shard, _, _ = part.locate(row - self._firsts[number])
+        return key, part.shards.url[shard]
 
     def _rows(self) -> Iterator[pa.Table]:
         """Yield the rows of each part, with the shards, names and columns of the whole."""
@@ -258,12 +287,15 @@ class _Buckets:
             yield _in_order(concat(self._held, _PAIR))
             return
         self._spill()
-        with self._file as file:
-            for bucket in range(BUCKETS):
-                pieces = [
-                    os.pread(file.fileno(), int(run[bucket + 1] - run[bucket]), int(run[bucket])) for run in self._runs
-                ]
-                yield _in_order(np.frombuffer(b"".join(pieces), _PAIR))
+        fd = self._file.fileno()
+        for bucket in range(BUCKETS):
+            pieces = [os.pread(fd, int(run[bucket + 1] - run[bucket]), int(run[bucket])) for run in self._runs]
+            yield _in_order(np.frombuffer(b"".join(pieces), _PAIR))
+
+    def close(self) -> None:
+        """Give the disk back."""
+        if self._file is not None:
+            self._file.close()
 
 
 def _in_order(pairs: Array) -> Array:

@@ -284,11 +284,12 @@ def load_part(path: str, lenient: bool, there: Mapping[str, int]) -> Written | N
 
 
 def merge_parts(shards: Sequence[str], path: str, metadata: dict[str, str]) -> None:
-    """Put the parts of shards together into the index `path`."""
+    """Put the parts of shards together into the index `path`. Raises SourceError where two have one key, which no
+    shard alone can show: there is no index then."""
     from wdstools.merge import merge_files  # with Arrow, which was not needed before the first shard was whole
 
     if not place.is_remote(path):
-        merge_files([writer.part_name(shard) for shard in shards], path, metadata, trusted=True)
+        merge_files([writer.part_name(shard) for shard in shards], path, metadata, trusted=True, unique=True)
         return
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(_FETCHES) as pool:
 
@@ -303,5 +304,5 @@ def merge_parts(shards: Sequence[str], path: str, metadata: dict[str, str]) -> N
             return local
 
         merged = os.path.join(folder, os.path.basename(path))  # names in it are relative, so it may be moved
-        merge_files(list(pool.map(fetch, shards)), merged, metadata, trusted=True)
+        merge_files(list(pool.map(fetch, shards)), merged, metadata, trusted=True, unique=True)
         place.send(merged, path)
