@@ -110,6 +110,35 @@ def server_seconds() -> float:
 
 
 @pytest.mark.skipif("BENCH_RAY" not in os.environ, reason="BENCH_RAY: the address of a cluster on this machine")
+def bench_ray_connected(benchmark: Any, files: Path) -> None:
+    """In this process, which the first round, that is not counted, connects; workers are there already."""
+    import ray
+
+    from wdstools.convert.local import convert
+    from wdstools.convert.options import Options
+
+    out = files.parent / "out"
+    address = os.environ["BENCH_RAY"]
+    ray.init(address, log_to_driver=False)
+
+    def write(engine: str) -> None:
+        options = Options(maxcount=1000, workers=2, engine=engine, address=address if engine == "ray" else None)
+        assert convert(str(files), f"{out}/t-%06d.tar", options).samples == FILES
+
+    compare(
+        benchmark,
+        f"wds-shard --engine ray on one node, {FILES:,} files of 110 kB, connected",
+        FILES,
+        "samples/s",
+        lambda: write("ray"),
+        {"--engine local": lambda: write("local")},
+        {"--engine local": 0.85},
+        before=lambda: shutil.rmtree(out, ignore_errors=True),
+    )
+    ray.shutdown()
+
+
+@pytest.mark.skipif("BENCH_RAY" not in os.environ, reason="BENCH_RAY: the address of a cluster on this machine")
 def bench_ray(benchmark: Any, files: Path) -> None:
     out = files.parent / "out"
 
@@ -124,7 +153,7 @@ def bench_ray(benchmark: Any, files: Path) -> None:
 
     compare(
         benchmark,
-        "wds-shard --engine ray on one node, connecting included",
+        f"the same as a command, {FILES:,} files, connecting included",
         FILES,
         "samples/s",
         ray,
