@@ -17,7 +17,7 @@ from typing import Any
 from wdstools import failures
 from wdstools.errors import NotFoundError, StoreError, UnreachableError, UrlError
 from wdstools.ranges import Buffer
-from wdstools.retrying import Retries
+from wdstools.retrying import Retries, Transient
 from wdstools.storebase import Answer, Stat, beyond, etag_of
 
 _PACKAGES = {"s3": ("s3fs", "s3"), "gs": ("gcsfs", "gcs"), "az": ("adlfs", "azure")}  # what to install, and the extra
@@ -240,9 +240,11 @@ class Fsspec:
             return getattr(self._fs, method)(self._name(path), *args, **kwargs)
         except Exception as error:
             url = self._root + path
-            if isinstance(error, TimeoutError) and (self._scheme == "gs" or method not in ("cat_file", "info")):
-                # the library has repeated it all that time
-                raise UnreachableError(f"{url}: no server answers within {timeout or self._idle:g} s") from error
+            if isinstance(error, TimeoutError):
+                told = UnreachableError(f"{url}: no server answers within {timeout or self._idle:g} s")
+                if self._scheme == "gs" or method not in ("cat_file", "info"):
+                    raise told from error  # the library has repeated it all that time
+                raise Transient(told, contact=False) from error
             raise failures.of_exception(url, error) from error
 
 
