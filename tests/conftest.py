@@ -44,6 +44,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = asked
 
 
+def pytest_collection_finish() -> None:
+    """What has been imported by now stays: half a million objects, which every later collection would look at again."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # libraries complain of what is there when the interpreter ends
+
+
 class NoSilentSkips:
     """Where CI is set, a test that did not run fails the session, unless it is marked with may_skip: an extra that is
     not installed, or a mark that was meant for a day, must not take tests away in silence."""
