@@ -168,7 +168,7 @@ def test_unique_keys(rows: list[list[int]], batch: int, spill: int, tmp_path_fac
         with pytest.raises(SourceError, match="two samples with one key") as caught:
             merge_files(parts, str(out), unique=True)
     assert not out.exists()
-    told = re.search(r"key: '(\d+)' is in (\S+) and in (\S+)$", str(caught.value))
+    told = re.search(r"key: '(\d+)' is in (\S+) and in (\S+): give each a key of its own$", str(caught.value))
     assert told
     first, second = (rows[paths.index(path)] for path in told.groups()[1:])
     assert int(told[1]) in twice

@@ -167,7 +167,7 @@ class _Parts:
             (key, url), (other, there) = (self._sample(int(row)) for row in pairs["row"][i : i + 2])
             if key == other:
                 where = f"{url} and in {there}" if url != there else f"{url}, twice"
-                raise SourceError(f"two samples with one key: {key!r} is in {where}")
+                raise SourceError(f"two samples with one key: {key!r} is in {where}: give each a key of its own")
 
     def _sample(self, row: int) -> tuple[str, str]:
         """The key and the shard of a row."""
